@@ -119,6 +119,14 @@ EXPERIMENTS = (
         pages=("whose_features.md",),
     ),
     Experiment(
+        "returning.batch",
+        "Is the vSAE over BatchTopK ahead of the preset, and should it take its place?",
+        minutes="150",
+        stages=("train", "measure", "tables"),
+        needs="the cache that its protocol names",
+        pages=("batch_top_k.md", "batch_top_k_truth.md"),
+    ),
+    Experiment(
         "random_tokens",
         "What comes back of dictionaries of random tokens, never trained, at the settings of the tables?",
         minutes="5",

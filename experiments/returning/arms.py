@@ -1,5 +1,5 @@
-"""What the study of whose features come back trains: the arms, by name, and trainers that the package doesn't have.
-See PROTOCOL_RETURNING.md."""
+"""What the studies of whose features come back train: the arms, by name, and trainers that the package doesn't have.
+See PROTOCOL_RETURNING.md and PROTOCOL_BATCH.md."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -140,3 +140,28 @@ ARCHITECTURES = {
 }
 FROZEN = {"frozen decoder": Arm(TOP_K, FrozenDecoderTrainer)}
 RATES = {name: (2e-3, 4e-3, 8e-3) for name in ARCHITECTURES} | {"JumpReLU": (5e-4, 1e-3, 2e-3)}
+
+
+# --- the vSAE over BatchTopK: PROTOCOL_BATCH.md
+
+
+def over_batch(noise_to_signal: float, beta: float) -> Arm:
+    options = vsae(noise_to_signal)
+    del options["select_by"], options["rectify"]
+    return Arm(options | {"architecture": "vsae_batch_top_k", "beta": beta})
+
+
+TUNED = {
+    f"noise {noise:g}, penalty {beta:g}": over_batch(noise, beta)
+    for noise in (0.1, 0.3)
+    for beta in (0.0, 0.01, 0.03)
+}
+_POINT = {"posterior": "point", "beta": 0.0}
+OVER_BATCH = "vSAE over BatchTopK"
+COMPARED = {
+    "TopK": Arm({"architecture": "vsae_top_k", "rectify": True} | _POINT),
+    "vSAE": Arm(vsae()),
+    "BatchTopK": Arm({"architecture": "vsae_batch_top_k"} | _POINT),
+    "Probabilistic TopK": Arm(gated(5.0), batch_size=512),
+}
+"""Beside the vSAE over BatchTopK, which the first step chooses among TUNED."""

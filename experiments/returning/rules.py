@@ -1,4 +1,4 @@
-"""The two rules of PROTOCOL_RETURNING.md: which start becomes the default, and which vSAE the preset."""
+"""The rules of PROTOCOL_RETURNING.md (which start becomes the default, and which vSAE the preset) and of PROTOCOL_BATCH.md."""
 
 from collections.abc import Mapping
 from statistics import mean
@@ -94,3 +94,31 @@ def verdict(places: ByPlace, truth: Truth) -> list[str]:
         f"The preset: {preset(places, truth)}.",
         "",
     ]
+
+
+# --- PROTOCOL_BATCH.md
+
+FVE_ABOVE, L0_WITHIN = 0.003, 0.02
+
+
+def over_batch_fails(
+    places: ByPlace, truth: Truth, k: Mapping[str, int], arm: str, preset: str
+) -> list[str]:
+    """The conditions on the vSAE over BatchTopK, to become the preset, that don't hold.
+
+    Arguments:
+        k: of each place.
+    """
+    own, was = _mean_back(places, arm), _mean_back(places, preset)
+    holds = {"FVE of what comes back": own >= was - AHEAD}
+    for place, arms in places.items():
+        holds[f"FVE, {place}"] = arms[arm]["fve"] >= arms[preset]["fve"] + FVE_ABOVE
+        holds[f"L0, {place}"] = abs(arms[arm]["l0"] / k[place] - 1) <= L0_WITHIN
+    added = {
+        name: mean(arms[name]["loss_added"] for arms in places.values()) for name in (arm, preset)
+    }
+    most = added[preset] + mean(_range(arms[preset]) for arms in places.values())
+    holds["loss added"] = added[arm] <= most
+    mcc = [*truth.values()][-1]
+    holds["MCC"] = mcc[arm] >= mcc[preset] - MCC_BELOW
+    return [name for name, is_met in holds.items() if not is_met]

@@ -54,6 +54,7 @@ SHARES = {
     "one_token": "of one token's kind",
     "near_dead_0.1": "near-dead < 0.1",
 }
+OF_SAES = {"fve": ".4f", "l0": ".2f", "loss_added": ".4f"}
 Content = dict[str, Any]
 
 
@@ -61,12 +62,15 @@ Content = dict[str, Any]
 class Place:
     hook: str
     k: int
+    times: int = 1
+    """of TOKENS"""
 
     @property
     def name(self) -> str:
         block, kind = self.hook.split(".hook_")
         where = block if kind == "resid_post" else kind
-        return f"{where}, k/F = 1/{DICT_SIZE // self.k}"
+        tokens = f", {self.times * TOKENS / 1e6:.1f}M tokens" if self.times > 1 else ""
+        return f"{where}, k/F = 1/{DICT_SIZE // self.k}{tokens}"
 
 
 BLOCKS_2, MLP_OUT, BLOCKS_0, DENSE = PLACES = (
@@ -80,7 +84,7 @@ BLOCKS_2, MLP_OUT, BLOCKS_0, DENSE = PLACES = (
 def folder_of(place: Place, seed: int, name: str, arm: Arm) -> Path:
     """An SAE's run folder: of the arm with this name, at this rate."""
     own = f"{name}, lr {arm.lr:g}".replace(", ", "_").replace(" ", "-")
-    return RUNS / place.name.replace(", k/F = 1/", "_") / str(seed) / own
+    return RUNS / place.name.replace(", k/F = 1/", "_").replace(", ", "_") / str(seed) / own
 
 
 def train_arms(place: Place, seeds: Iterable[int], arms: Mapping[str, Arm]) -> None:
@@ -106,7 +110,7 @@ def run_config(place: Place, seed: int, batch_size: int) -> RunConfig:
         data_seed=seed,
         normalize="sqrt_d",
         max_norm_multiple=10.0,
-        steps=TOKENS // batch_size,
+        steps=place.times * TOKENS // batch_size,
         batch_size=batch_size,
         n_ctxs=512,
         dtype="float32",
@@ -188,30 +192,34 @@ def planned() -> Iterator[Part]:
         )
 
 
-def read() -> Content:
-    return raw_results.read_or(RAW, {"parts": {}, "saes": [], "pairs": []})
+def read(raw: Path = RAW) -> Content:
+    return raw_results.read_or(raw, {"parts": {}, "saes": [], "pairs": []})
 
 
 def measure(_: argparse.Namespace) -> None:
-    """Measure the parts that are trained and have no rows."""
+    measure_parts(planned(), RAW, "start")
+
+
+def measure_parts(parts: Iterable[Part], raw: Path, with_null: str) -> None:
+    """Measure the parts that are trained and have no rows. Those of this title get random tokens beside them."""
     t.set_num_threads(1)
-    for part in planned():
-        if part.name in read()["parts"] or not part.is_trained:
+    for part in parts:
+        if part.name in read(raw)["parts"] or not part.is_trained:
             continue
-        began, content = time.monotonic(), read()
+        began, content = time.monotonic(), read(raw)
         opened = open_folders(part.folders(next(iter(part.arms))))
         for name, arm in part.arms.items():
             known = {"part": part.name, "arm": name, "lr": arm.lr}
             saes, pairs = measured(part.folders(name))
             content["saes"] += [known | row for row in saes]
             content["pairs"] += [known | row for row in pairs]
-        if part.title == "start":
+        if part.title == with_null:
             known = {"part": part.name, "arm": RANDOM_TOKENS}
             saes, pairs = random_tokens(opened, part.place.k)
             content["saes"] += [known | row for row in saes]
             content["pairs"] += [known | row for row in pairs]
         content["parts"][part.name] = about(began)
-        raw_results.write(RAW, content)
+        raw_results.write(raw, content)
 
 
 def measured(folders: list[Path]) -> tuple[list[Content], list[Content]]:
@@ -253,6 +261,8 @@ def one_token(codes: Codes) -> float:
 
 def pairs_of(codes: Mapping[str, Codes], directions: Mapping[str, t.Tensor]) -> list[Content]:
     """A row of each pair."""
+    if len(codes) < 2:
+        return []
     agreement, rows = AgreementOfCodes(codes, reproducibility(directions)), []
     for (a, b), found in agreement.pairs.items():
         of_codes, pair = agreement.correlations[a, b], agreement.measured.pairs[a, b]
@@ -283,6 +293,8 @@ def means(content: Content, part: str, arm: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for rows in (content["saes"], content["pairs"]):
         own = [row for row in rows if (row["part"], row["arm"]) == (part, arm)]
+        if not own:
+            continue
         numbers = [n for n, value in own[0].items() if isinstance(value, float)]
         found |= {n: mean(row[n] for row in own) for n in numbers}
         for name in {"in_function_fve", "loss_added"} & {*numbers}:
@@ -305,22 +317,28 @@ def by_the_rules(content: Content) -> list[str]:
 
 
 def tables(content: Content) -> list[str]:
+    return by_the_rules(content) + tables_of(content)
+
+
+def tables_of(content: Content) -> list[str]:
+    """What is measured, and a table of each part."""
     lines = [
-        *by_the_rules(content),
         f"The embedded model, F = {DICT_SIZE}, {TOKENS / 1e6:.1f}M tokens, {HELD_OUT:,} held-out tokens. Means over the "
         "SAEs and over all pairs of them. *Others*: features that aren't of one token's kind.",
         "",
     ]
     for part, own in content["parts"].items():
         rows = {}
-        for arm in dict.fromkeys(row["arm"] for row in content["pairs"] if row["part"] == part):
+        for arm in dict.fromkeys(row["arm"] for row in content["saes"] if row["part"] == part):
             found = means(content, part, arm)
-            low, high = found["in_function_fve_range"]
-            cells = [f"{found['in_function_fve']:.3f} ({low:.3f} to {high:.3f})"]
-            cells += [f"{100 * found[n]:.1f}%" for n in SHARES]
-            added = f"{found['loss_added']:.4f}" if "loss_added" in found else ""
-            rows[arm] = [*cells, f"{found['fve']:.4f}", added]
-        columns = ["FVE of what comes back", *SHARES.values(), "FVE", "loss added (nats)"]
+            cells = ["", *[""] * len(SHARES)]
+            if "in_function_fve_range" in found:
+                low, high = found["in_function_fve_range"]
+                cells = [f"{found['in_function_fve']:.3f} ({low:.3f} to {high:.3f})"]
+                cells += [f"{100 * found[n]:.1f}%" for n in SHARES]
+            others = [f"{found[n]:{form}}" if n in found else "" for n, form in OF_SAES.items()]
+            rows[arm] = cells + others
+        columns = ["FVE of what comes back", *SHARES.values(), "FVE", "L0", "loss added (nats)"]
         lines += [f"## {part}", "", *table("", rows, columns), "", f"{about_line(own)}.", ""]
     return lines
 

@@ -62,20 +62,20 @@ class Truth:
         return strength_BT @ self.directions_TD, on_BT
 
 
-def train(arms: Mapping[str, Arm], times: int, raw: Path = RAW) -> None:
+def train(arms: Mapping[str, Arm], times: int, raw: Path = RAW, seed: int = SEED) -> None:
     """Train the arms on the same samples, `times` SAMPLES, and add their rows."""
-    part = f"F = {DICT_SIZE:,}, {times * SAMPLES / 1e6:.1f}M samples, seed {SEED}"
+    part = f"F = {DICT_SIZE:,}, {times * SAMPLES / 1e6:.1f}M samples, seed {seed}"
     if part in read(raw)["parts"]:
         return
     began, truth, steps = time.monotonic(), Truth.drawn(), times * SAMPLES // BATCH
-    samples = t.Generator().manual_seed(SEED)
-    held_out = truth.sample(MEASURED, t.Generator().manual_seed(SEED + 10**6))
+    samples = t.Generator().manual_seed(seed)
+    held_out = truth.sample(MEASURED, t.Generator().manual_seed(seed + 10**6))
     factor = float(held_out[0].square().sum(1).mean() / WIDTH) ** 0.5
     held_out[0].div_(factor)
-    first_fill = truth.sample(FIRST_FILL, t.Generator().manual_seed(SEED + 2 * 10**6))[0]
+    first_fill = truth.sample(FIRST_FILL, t.Generator().manual_seed(seed + 2 * 10**6))[0]
     trainers = {
         name: build_trainer(
-            sae := replace(arm, lr=LR).sae(K, DICT_SIZE, SEED).resolve(steps),
+            sae := replace(arm, lr=LR).sae(K, DICT_SIZE, seed).resolve(steps),
             energy=float(WIDTH),
             steps=steps,
             activation_dim=WIDTH,
