@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 _PUBLIC = Path(__file__).with_suffix(".pyi").read_text(encoding="utf-8")
-_HOMES = {name: home for home, name in re.findall(r"^from (\S+) import (\w+) as", _PUBLIC, re.M)}
+_IMPORTED = re.compile(r"^from (\S+) import (?:\(\s*)?(\w+) as", re.M)
+_HOMES = {name: home for home, name in _IMPORTED.findall(_PUBLIC)}
 """The module of each public name."""
 
 __all__ = list(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]

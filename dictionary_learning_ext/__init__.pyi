@@ -17,6 +17,7 @@ from .config.sae import ReLUConfig as ReLUConfig
 from .config.sae import TopKConfig as TopKConfig
 from .config.sae import VAEaseConfig as VAEaseConfig
 from .config.sae import VSAEAsPublishedConfig as VSAEAsPublishedConfig
+from .config.sae import VSAEBatchTopKConfig as VSAEBatchTopKConfig
 from .config.sae import VSAEConfig as VSAEConfig
 from .config.sae import VSAETopKConfig as VSAETopKConfig
 from .errors import UserError as UserError
@@ -37,6 +38,12 @@ from .run_folder.weights import load_dictionary as load_dictionary
 from .trainers.probabilistic_top_k import ProbabilisticTopKTrainer as ProbabilisticTopKTrainer
 from .trainers.vaease import VAEase as VAEase
 from .trainers.vaease import VAEaseTrainer as VAEaseTrainer
+from .trainers.variational_batch_top_k import (
+    VariationalBatchTopKAutoEncoder as VariationalBatchTopKAutoEncoder,
+)
+from .trainers.variational_batch_top_k import (
+    VariationalBatchTopKTrainer as VariationalBatchTopKTrainer,
+)
 from .trainers.variational_top_k import VariationalTopKAutoEncoder as VariationalTopKAutoEncoder
 from .trainers.variational_top_k import VariationalTopKTrainer as VariationalTopKTrainer
 from .trainers.vsae_as_published import VSAEAsPublishedTrainer as VSAEAsPublishedTrainer

@@ -5,7 +5,7 @@ are shares of the run, which become steps once --steps is known.
 """
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from .architectures import TRAINED
 from .checks import require, require_choice, require_sizes
@@ -19,6 +19,9 @@ from .sae import (
     share_of_run,
     upstreams_lr,
 )
+
+TrainerOptionsOf = Literal["vsae_top_k", "vsae_batch_top_k"]
+"""The architectures of `trainer_options`."""
 
 _PAPER = {
     # What the paper states.
@@ -119,10 +122,12 @@ def trainer_options(
     k: int,
     steps: int,
     mean_squared_norm: float = 1.0,
+    architecture: TrainerOptionsOf | None = None,
     posterior: Posterior | None = None,
     first_fill: Any = None,
 ) -> dict[str, Any]:
-    """A preset of vSAEs as arguments of `VariationalTopKTrainer`, for upstream's `trainSAE`.
+    """A preset of vSAEs as arguments of `VariationalTopKTrainer`, or with architecture="vsae_batch_top_k" of
+    `VariationalBatchTopKTrainer`, for upstream's `trainSAE`.
 
     sigma, log_var_init, prior_std and beta are in the units of the activations that the trainer gets. The four sizes are
     among the arguments returned. Presets also leave out attention sinks. In upstream's loop the buffer
@@ -142,23 +147,27 @@ def trainer_options(
         steps: training steps.
         mean_squared_norm: E||x||^2 of the activations (B, D) that the trainer gets, e.g.
             `float(x.square().sum(-1).mean())` of a batch. Default: 1, for `normalize_activations=True`.
+        architecture: in place of the preset's.
         posterior: fixed, learned or point, in place of the preset's.
         first_fill: activations (N, D) to start from, as `--start data`: some ten thousand rows, far more than dict_size.
             Default: random weights.
 
-    Raises: ConfigError for an unknown preset or posterior, a preset of another trainer, or a number out of range.
+    Raises: ConfigError for an unknown preset, architecture or posterior, a preset of another trainer, or a number out of range.
     """
     sizes = {"activation_dim": activation_dim, "dict_size": dict_size, "k": k, "steps": steps}
     require_sizes(**sizes)
     energy = energy_of_default_units(mean_squared_norm, activation_dim)
     config = preset(name, steps)
     trainer = TRAINED[config.sae.architecture].trainer_class
+    require_choice("architecture", architecture or "vsae_top_k", TrainerOptionsOf)
     of_ours = [own for own in PRESETS if "architecture" not in PRESETS[own]]
     expected = f"one of {', '.join(of_ours)}, as this one is of {trainer}"
     require(name in of_ours, "preset", name, expected)
     size: dict[str, Any] = {"dict_size": dict_size, "k": k}
-    sae = config.sae if posterior is None else config.sae.start_for(posterior=posterior)
+    sae = preset(name, steps, architecture=architecture).sae
+    sae = sae if posterior is None else sae.start_for(posterior=posterior)
     arguments = in_units(replace(sae, **size).resolve(steps), energy).trainer_arguments()
+    arguments |= {"architecture": sae.architecture}  # which trainer they are of
     del arguments["seed"]
     arguments |= {} if first_fill is None else {"first_fill": first_fill}
     return sizes | arguments | {"mean_squared_norm": mean_squared_norm}

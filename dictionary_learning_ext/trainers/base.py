@@ -20,6 +20,7 @@ import torch as t
 from dictionary_learning.trainers.top_k import AutoEncoderTopK, TopKTrainer, geometric_median
 from dictionary_learning.trainers.trainer import SAETrainer, get_lr_schedule
 
+from ..config.architectures import TRAINED
 from ..config.checks import annotations_of, require, require_choice, require_sizes
 from ..config.run import Dtype
 from ..config.sae import SAEConfig, energy_of_default_units, in_units, require_option
@@ -420,6 +421,15 @@ def resolved(
 
     Raises: ConfigError for an unknown option, a wrong value, or one that doesn't fit the run.
     """
+    architecture = options.get("architecture", cls.architecture)
+    require_choice("architecture", architecture, TRAINED)
+    if architecture != cls.architecture:
+        own, other = (TRAINED[name].trainer_class for name in (cls.architecture, architecture))
+        raise ConfigError(
+            f"these are options of {other}, which trains {architecture}",
+            expected=f"those of {own}: trainer_options(…, architecture={cls.architecture!r})",
+            instead=f"or trainer={other}",
+        )
     for name in options:
         require_option(name, cls)
     hints = annotations_of(cls)

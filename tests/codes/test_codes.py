@@ -23,6 +23,9 @@ from dictionary_learning_ext.errors import ConfigError, NonFiniteError, TextErro
 from dictionary_learning_ext.features.random_tokens import TOKENS
 from dictionary_learning_ext.run_folder.files import CODES
 from dictionary_learning_ext.trainers.vaease import VAEase
+from dictionary_learning_ext.trainers.variational_batch_top_k import (
+    VariationalBatchTopKAutoEncoder,
+)
 from dictionary_learning_ext.trainers.variational_top_k import VariationalTopKAutoEncoder
 
 N, D, F, K = 83, 8, 40, 3
@@ -30,6 +33,7 @@ N, D, F, K = 83, 8, 40, 3
 SAES = {
     "top_k": lambda: AutoEncoderTopK(D, F, K),
     "batch_top_k": lambda: BatchTopKSAE(D, F, K),
+    "vsae_batch": lambda: VariationalBatchTopKAutoEncoder(D, F, K),
     "relu": lambda: AutoEncoder(D, F),
     "jump_relu": lambda: JumpReluAutoEncoder(D, F),
     "vaease": lambda: VAEase(D, F),
@@ -104,6 +108,15 @@ def test_sparse_encode_is_encode_without_the_zeros(kind, x):
         code, f = sae.sparse_encode(shaped), sae.encode(shaped)
         assert code.values.shape == (*shaped.shape[:-1], int(sae.k))
         assert t.equal(t.zeros_like(f).scatter_(-1, code.indices, code.values), f)
+
+
+def test_a_batchs_sparse_encode_is_encode_without_the_zeros(x):
+    sae = VariationalBatchTopKAutoEncoder(D, F, K).requires_grad_(False)
+    sae.threshold.fill_(0.5)
+    code, f_NF = sae.sparse_encode(x[:80].view(10, 8, D)), sae.encode(x[:80])
+    assert code.rows is not None
+    assert len(code.values) == (f_NF != 0).sum()
+    assert t.equal(t.zeros_like(f_NF).index_put((code.rows, code.indices), code.values), f_NF)
 
 
 def test_encode_with_a_graph_is_encode_without_one(x):
