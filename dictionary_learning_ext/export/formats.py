@@ -117,8 +117,8 @@ class ExportedSAE(NamedTuple):
 
     @property
     def rectifies(self) -> bool:
-        """Whether a TopK has a ReLU, as upstream's has."""
-        return getattr(self.dictionary, "rectify", True)
+        """Whether it has a ReLU, as all but ours over TopK have."""
+        return self.function != "top_k" or getattr(self.dictionary, "rectify", True)
 
     @property
     def selects_by_magnitude(self) -> bool:
