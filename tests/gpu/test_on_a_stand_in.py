@@ -31,7 +31,7 @@ from dictionary_learning_ext.trainers import base
 from dictionary_learning_ext.trainers import step as definition
 from dictionary_learning_ext.training import loop
 
-OURS = ("vsae_top_k", "vsae", "vaease", "probabilistic_top_k")
+OURS = ("vsae_top_k", "vsae_batch_top_k", "vsae", "vaease", "probabilistic_top_k")
 DEVICE = "cuda:1"  # not the one that torch takes by default
 
 
@@ -72,6 +72,14 @@ SETTINGS = [
 def test_no_setting_of_a_vsae_mixes_devices_or_waits_in_a_step(form, settings, cuda, monkeypatch):
     monkeypatch.setattr(definition, "_DENSE_FROM", t.inf if form == "sparse" else 0.0)
     trainer = built("vsae_top_k", device=DEVICE, dead_feature_threshold=1, **settings)
+    assert require_steps(trainer, cuda) == {DEVICE}
+
+
+@pytest.mark.parametrize("noise_on", ["both", "values", "selection"])
+@pytest.mark.parametrize("densest", [0.0, t.inf], ids=["dense", "sparse"])
+def test_nor_does_one_over_a_batch(densest, noise_on, cuda, monkeypatch):
+    monkeypatch.setattr(definition, "_DENSE_FROM", densest)
+    trainer = built("vsae_batch_top_k", device=DEVICE, dead_feature_threshold=1, noise_on=noise_on)
     assert require_steps(trainer, cuda) == {DEVICE}
 
 
