@@ -193,8 +193,11 @@ class VariationalDictionary(OwnDictionary):
             "rectify": (False, True),
             "select_by": SELECT_BY,
         }
-        for name in choices.keys() & {each.name for each in fields(cls.options_class)}:
-            code, words = int(state[f"{name}_code"]), choices[name]
+        options = {each.name for each in fields(cls.options_class)}
+        for name, words in choices.items():
+            if name not in options:
+                continue
+            code = int(state[f"{name}_code"])
             require(0 <= code < len(words), f"{name}_code", code, f"0 to {len(words) - 1}")
             found[name] = words[code]
         numbers = ("prior_std", "sigma") if found["posterior"] == "fixed" else ("prior_std",)
