@@ -88,15 +88,11 @@ def trainers(x: t.Tensor) -> None:
     vsae = VariationalTopKTrainer(20, 16, 32, 4, 0, "lm", posterior="fixed", sigma=0.5, seed=0)
     VariationalTopKTrainer(20, 16, 32, 4)  # pyright: ignore[reportCallIssue]
     VariationalTopKTrainer(20, 16, 32, 4, 0, "lm", beta=0.1, noise_anneal_steps=None, lr=1e-3)
-    VariationalTopKTrainer(20, 16, 32, 4, 0, "lm", betta=0.1)  # pyright: ignore[reportCallIssue]
-    VariationalTopKTrainer(20, 16, 32, 4, 0, "lm", beta="0.1")  # pyright: ignore[reportArgumentType]
-    VariationalTopKTrainer(20, 16, 32, 4, 0, "lm", posterior="points")  # pyright: ignore[reportArgumentType]
     print(vsae.update(0, x).item(), vsae.ae.encode(x))
     print(vsae.update(x))  # pyright: ignore[reportCallIssue, reportUnknownArgumentType]
     ProbabilisticTopKTrainer(20, 16, 32, 4, 0, "lm", temperature_start=2.0)
-    ProbabilisticTopKTrainer(20, 16, 32, 4, 0, "lm", beta=0.1)  # pyright: ignore[reportCallIssue]
     VAEaseTrainer(20, 16, 32, 0, "lm", gamma_init=0.1, active_gate=0.05, lr=1e-3, seed=0)
-    VAEaseTrainer(20, 16, 32, 0, "lm", gamma="0.1")  # pyright: ignore[reportCallIssue]
+    VAEaseTrainer(20, 16, "32", 0, "lm")  # pyright: ignore[reportArgumentType]
 
 
 def dictionaries(x: t.Tensor) -> None:

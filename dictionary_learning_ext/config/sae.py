@@ -63,16 +63,16 @@ PAPER_SIGMA = 1.0
 """The paper's sigma, which a `VariationalTopKAutoEncoder` has by default."""
 
 _LOWEST, _HIGHEST = LOG_VAR_LIMITS
-_NO_NOISE = "for no noise use posterior='point'"
+NO_NOISE = "for no noise use posterior='point'"
 PositiveScale = Annotated[float, SCALE]
-Sigma = Annotated[float, SCALE._replace(instead=_NO_NOISE)]
-NoiseToSignal = Annotated[float, Range("above 0", lambda x: x > 0, _NO_NOISE)]
+Sigma = Annotated[float, SCALE._replace(instead=NO_NOISE)]
+NoiseToSignal = Annotated[float, Range("above 0", lambda x: x > 0, NO_NOISE)]
 LogVariance = Annotated[
     float, Range(f"between {_LOWEST} and {_HIGHEST}", lambda x: _LOWEST <= x <= _HIGHEST)
 ]
 LogRatio = Annotated[float, Range(f"{_LOWEST} or more, and below 0", lambda x: _LOWEST <= x < 0)]
 Gate = Annotated[float, Range("0 or more, and below 1", lambda x: 0 <= x < 1)]
-AnnealSteps = Annotated[int, Range("at least 1", lambda n: n >= 1, _NO_NOISE)]
+AnnealSteps = Annotated[int, Range("at least 1", lambda n: n >= 1, NO_NOISE)]
 
 
 # --- defaults that follow from the run or from other settings
@@ -680,20 +680,25 @@ def not_used(name: str, value: Any, who: str) -> ConfigError:
 
 
 def in_units(sae: Settings, energy: float) -> Settings:
-    """The settings of the same SAE for activations whose E||x||^2 is `energy` times as large.
+    """The settings of the same SAE for activations whose E||x||^2 is `energy` times as large."""
+    return replace(sae, **rescaled(sae, energy))
+
+
+def rescaled(sae: SAEConfig, energy: float) -> dict[str, Any]:
+    """The options that `in_units` changes.
 
     The squared error grows by `energy` and the KL stays. So beta is multiplied by `energy`, sigma and prior_std
     by its square root, and log_var_init, which stays in its range, gains log(energy).
     """
     if not isinstance(sae, Variational):
-        return sae
+        return {}
     root = math.sqrt(energy)
     changed: dict[str, Any] = {"beta": sae.beta * energy, "prior_std": sae.prior_std * root}
     if sae.sigma is not None:
         changed["sigma"] = sae.sigma * root
     if sae.posterior == "learned":
         changed["log_var_init"] = min(max(sae.log_var_init + math.log(energy), _LOWEST), _HIGHEST)
-    return replace(sae, **changed)
+    return changed
 
 
 def _defaults(cls: type[SAEConfig]) -> dict[str, Any]:

@@ -12,9 +12,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from inspect import Parameter, signature
 from types import NoneType
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar, get_args
+from typing import Any, NamedTuple, Protocol, TypeVar, get_args
 
 import torch as t
 from dictionary_learning.trainers.top_k import AutoEncoderTopK, TopKTrainer, geometric_median
@@ -23,15 +22,12 @@ from dictionary_learning.trainers.trainer import SAETrainer, get_lr_schedule
 from ..config.architectures import TRAINED
 from ..config.checks import annotations_of, require, require_choice, require_sizes
 from ..config.run import Dtype
-from ..config.sae import SAEConfig, energy_of_default_units, in_units, require_option
+from ..config.sae import SAEConfig, energy_of_default_units, require_option, rescaled
 from ..devices import chosen_device
 from ..errors import ConfigError
 from .data_start import start_from_data
 from .optimizers import Guarded, UnitNorm, adam
 from .parts import WHOLE, Part, built_in_part
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 logger = logging.getLogger(__name__)
 _Config = TypeVar("_Config", bound=SAEConfig)
@@ -127,9 +123,16 @@ def metrics_of_code(
 class SamplingTrainer(SAETrainer, ABC):
     """Base class of our trainers: construction, noise generator, initial b_dec, step, logging and the check for finite numbers.
 
-    A subclass names its settings and its dictionary, and defines `_terms`. Its own constructor, if it has one, is for people and
-    type checkers: it names the arguments in upstream's order, and hands them all to `_start_by_name`. Each trainer draws noise
-    from its own generator, so a run depends neither on what else runs in the process nor on how often it is logged.
+    A subclass names its settings and its dictionary, and defines `_terms`. Its constructor has the arguments that upstream's
+    trainers have, in their order. Each trainer draws noise from its own generator, so a run depends neither on what else runs
+    in the process nor on how often it is logged.
+
+    Arguments:
+        dict_class: `dictionary_class` or a subclass. Upstream's AutoEncoderTopK is replaced, with a warning.
+        dtype: "float32", or "bfloat16" for matmuls in bf16.
+        seed: of the weights and the noise. None: torch's.
+        first_fill: activations (N, D) to start from, see `start_from_data`. None: random weights.
+        options: those of `settings_class`, in units of the activations. None: the default, except where none is a value.
     """
 
     settings_class: type[SAEConfig]
@@ -145,63 +148,33 @@ class SamplingTrainer(SAETrainer, ABC):
     ae: Any
     settings: Any
     """resolved"""
+    mean_squared_norm: float = 1.0
+    """E||x||^2 of the activations"""
     part: Part = WHOLE
     starts_trained: bool = False
     optimizer: Guarded
     generator: t.Generator
 
-    def __init__(self, **arguments: Any):
-        self._start_by_name({"options": arguments})
-
-    @classmethod
-    def of(cls, settings: SAEConfig, **place: Any) -> "Self":
-        """The trainer of resolved settings. `place` is as `_start` has it."""
-        trainer = cls.__new__(cls)
-        trainer._start(settings, **place)
-        return trainer
-
-    def _start_by_name(self, named: dict[str, Any]) -> None:
-        """`_start` with the settings that the options say.
-
-        Arguments:
-            named: a constructor's arguments by name, and `options`, all others.
-        """
-        given = {**named, **named["options"]}
-        place = {n: given.pop(n) for n in place_arguments(type(self)) if n in given}
-        options = {n: v for n, v in given.items() if n not in ("self", "options")}
-        require_sizes(steps=place["steps"], activation_dim=place["activation_dim"])
-        energy = energy_of_default_units(
-            place.get("mean_squared_norm", 1.0), place["activation_dim"]
-        )
-        settings = resolved(self.settings_class, options, place["steps"], energy)
-        self._start(settings, **place)
-
-    def _start(
+    def __init__(
         self,
-        settings: SAEConfig,
-        *,
         steps: int,
         activation_dim: int,
         layer: int,
         lm_name: str,
         dict_class: type | None = None,
+        *,
         dtype: Dtype = "float32",
         seed: int | None = None,
         device: str | None = None,
         wandb_name: str | None = None,
         submodule_name: str | None = None,
         first_fill: t.Tensor | None = None,
-    ) -> None:
-        """Make the dictionary, its optimiser, the learning-rate schedule and the noise generator.
-
-        Arguments:
-            settings: resolved.
-            dict_class: `dictionary_class` or a subclass. Upstream's AutoEncoderTopK is replaced, with a warning.
-            dtype: "float32", or "bfloat16" for matmuls in bf16.
-            seed: of the weights and the noise. None: torch's.
-            first_fill: activations (N, D) to start from, see `start_from_data`. None: random weights.
-        """
+        **options: Any,
+    ):
+        require_sizes(steps=steps, activation_dim=activation_dim)
         require_choice("dtype", dtype, Dtype)
+        energy = energy_of_default_units(self.mean_squared_norm, activation_dim)
+        settings = resolved(self.settings_class, options, steps, energy)
         SAETrainer.__init__(self, seed)
         self.settings, self.dtype = settings, dtype
         # Attributes of upstream's trainers, which callers read.
@@ -417,7 +390,7 @@ def resolved(
     value. Warns of options that have no effect.
 
     Arguments:
-        energy: the factor from the units of the defaults to the trainer's, see `in_units`.
+        energy: the factor from the units of the defaults to the trainer's, see `rescaled`.
 
     Raises: ConfigError for an unknown option, a wrong value, or one that doesn't fit the run.
     """
@@ -441,17 +414,12 @@ def resolved(
     require(start_from is None, "init_from", start_from, expected)
     expected = "first_fill=ACTIVATIONS in its place"
     require(given.get("start") != "data", "start", "data", expected)
-    settings = replace(in_units(cls(**given), energy), **given)
+    settings = cls(**given)
+    if defaults := {n: v for n, v in rescaled(settings, energy).items() if n not in given}:
+        settings = replace(settings, **defaults)
     for name, value, choice in settings.given_in_vain():
         logger.warning("%s=%r: %s does not use it", name, value, choice)
     return settings.without_unused().resolve(steps)
-
-
-def place_arguments(trainer: type[SamplingTrainer]) -> dict[str, Parameter]:
-    """What a trainer takes by name beside its options."""
-    starts = (vars(cls)["_start"] for cls in trainer.__mro__ if "_start" in vars(cls))
-    found = (each for start in starts for each in signature(start).parameters.values())
-    return {each.name: each for each in found if each.kind is Parameter.KEYWORD_ONLY}
 
 
 @t.no_grad()
@@ -505,41 +473,46 @@ class DeadWatch:
 
 
 class SamplingTopKTrainer(SamplingTrainer, TopKTrainer):
-    """Base class of our TopK trainers: dead features and the running threshold. Its dictionary may be split."""
+    """Base class of our TopK trainers: dead features and the running threshold. Its dictionary may be split.
+
+    Arguments beyond those of `SamplingTrainer`:
+        threshold_beta, threshold_start_step: of the running threshold, as upstream's.
+        mean_squared_norm: E||x||^2 of the activations.
+        part: the features of a split dictionary that this process trains; see `split.py`.
+    """
 
     counts = ("num_tokens_since_fired", "tokens_trained", "dead_features")
     optimizer: UnitNorm
     dead_features: Any
 
-    def _start(
+    def __init__(
         self,
-        settings: Any,
+        steps: int,
+        activation_dim: int,
+        dict_size: int,
+        k: int,
+        layer: int,
+        lm_name: str,
+        dict_class: type | None = None,
+        lr: float | None = None,
         *,
         threshold_beta: float = 0.999,
         threshold_start_step: int = 1000,
         mean_squared_norm: float = 1.0,
         part: Part = WHOLE,
-        **place: Any,
-    ) -> None:
-        """See `SamplingTrainer`.
-
-        Arguments:
-            settings: of an SAE with a k and AuxK.
-            threshold_beta, threshold_start_step: of the running threshold, as upstream's.
-            mean_squared_norm: E||x||^2 of the activations.
-            part: the features of a split dictionary that this process trains; see `split.py`.
-        """
-        self.k, self.part = settings.kept_per_token, part
-        self.mean_squared_norm = mean_squared_norm
+        **options: Any,
+    ):
+        self.k, self.part, self.mean_squared_norm = k, part, mean_squared_norm
         self.threshold_beta, self.threshold_start_step = threshold_beta, threshold_start_step
-        self.auxk_alpha = settings.auxk_alpha * mean_squared_norm
-        self.dead_feature_threshold = settings.dead_feature_threshold
-        self.top_k_aux = max(1, place["activation_dim"] // 2)  # as upstream: B.1 of Gao et al.
+        options |= {"dict_size": dict_size, "k": k, "lr": lr}
+        super().__init__(steps, activation_dim, layer, lm_name, dict_class, **options)
+        self.auxk_alpha = self.settings.auxk_alpha * mean_squared_norm
+        self.dead_feature_threshold = self.settings.dead_feature_threshold
+        self.top_k_aux = max(1, activation_dim // 2)  # as upstream: B.1 of Gao et al.
         self.tokens_trained, self.dead_features, self._dead_watch = 0, -1, DeadWatch()
-        super()._start(settings, **place)
         self.logging_parameters = [*self._scheduled(0), "dead_features"]
         vars(self).update(self._scheduled(0))
-        own_F = range(settings.dict_size)[part.features(settings.dict_size)]
+        own_F = range(dict_size)[part.features(dict_size)]
         self.num_tokens_since_fired = t.zeros(len(own_F), dtype=t.long, device=self.device)
 
     def _dictionary(self, dict_class: type, activation_dim: int) -> Any:

@@ -52,6 +52,7 @@ def build_trainer(
     else:
         if isinstance(sae, AuxKOptions):
             place |= {"mean_squared_norm": energy, "part": part}
-        trainer = trainer_class.of(sae, dtype=dtype, first_fill=first_fill, **place)
+        place |= {"dtype": dtype, "first_fill": first_fill}
+        trainer = trainer_class(**sae.trainer_arguments() | place)
     trainer.starts_trained = sae.init_from is not None
     return trainer

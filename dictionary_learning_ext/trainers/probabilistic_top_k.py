@@ -5,24 +5,18 @@ Li, Murray & Carenini 2026, PMLR 318:888-894), on top of upstream's TopK (Gao et
 2406.04093). Shapes: B batch, D activation_dim, F dict_size, K = k.
 """
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch as t
 from dictionary_learning.trainers.top_k import AutoEncoderTopK, TopKTrainer
 from torch.nn import functional
 
-from ..config.arguments import says_options_of
-from ..config.sae import ProbabilisticTopKConfig, SAEConfig
-from .base import SamplingTopKTrainer, place_arguments
+from ..config.sae import ProbabilisticTopKConfig
+from .base import SamplingTopKTrainer
 from .kernels import compiled
 from .kernels.select import top_k
 from .parts import WHOLE, Part, Selection
 from .step import MeanSelection, dead_features_loss, decode, largest, product
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
-    from .arguments import ProbabilisticTopKArguments
 
 MAGNITUDE_WEIGHT = 1e-4
 """The logit's weight in a feature's score. It breaks ties between gates that are fully open."""
@@ -107,7 +101,8 @@ class ProbabilisticTopKTrainer(SamplingTopKTrainer):
     What the paper leaves open is as upstream: see `VariationalTopKTrainer`. A feature fires where TopK without
     gates keeps it. A step that is not finite is skipped.
 
-    Arguments beyond upstream's: see `ProbabilisticTopKConfig`.
+    Arguments beyond upstream's:
+        options: the others of `ProbabilisticTopKConfig`, and those below.
         dict_class: AutoEncoderTopK or a subclass.
         dtype: "float32", or "bfloat16" for matmuls in bf16. Parameters, optimiser, gates and sums stay
             in fp32. An autocast around the call changes nothing.
@@ -123,7 +118,6 @@ class ProbabilisticTopKTrainer(SamplingTopKTrainer):
     draws_noise_seed = True
     ae: AutoEncoderTopK
 
-    @says_options_of(ProbabilisticTopKConfig, place_arguments(SamplingTopKTrainer))
     def __init__(
         self,
         steps: int,
@@ -134,12 +128,10 @@ class ProbabilisticTopKTrainer(SamplingTopKTrainer):
         lm_name: str,
         dict_class: type | None = None,
         lr: float | None = None,
-        **options: "Unpack[ProbabilisticTopKArguments]",
+        **options: Any,
     ):
-        self._start_by_name(locals())
-
-    def _start(self, settings: SAEConfig, **place: Any) -> None:
-        super()._start(settings, **place)
+        sizes = (steps, activation_dim, dict_size, k)
+        super().__init__(*sizes, layer, lm_name, dict_class, lr, **options)
         compiled.is_available(self.ae.encoder.weight)  # compiles now, before a progress bar
 
     def _terms(self, x: t.Tensor, step: int, generator: t.Generator) -> GatedTerms:

@@ -6,25 +6,19 @@ decoder.
 
 import math
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch as t
 from dictionary_learning.trainers.trainer import set_decoder_norm_to_unit_norm
 from torch import nn
 from torch.nn import functional
 
-from ..config.arguments import says_options_of
 from ..config.checks import require_sizes
 from ..config.sae import VAEaseConfig, VAEaseOptions
-from .base import SamplingTrainer, place_arguments
+from .base import SamplingTrainer
 from .dictionaries import OwnDictionary, nonzero_norms, require_scale, require_width
 from .posterior import GatedPosterior
 from .step import product
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
-    from .arguments import VAEaseArguments, VAEaseTrainerArguments
 
 
 class VAEase(OwnDictionary):
@@ -48,7 +42,7 @@ class VAEase(OwnDictionary):
     Arguments:
         activation_dim: D, the width of the activations.
         dict_size: F, the number of features.
-        options: see `VAEaseOptions`. With log_var_init = -0.5 the gates start at 0.22: open, but not so far that F > D
+        others: see `VAEaseOptions`. With log_var_init = -0.5 the gates start at 0.22: open, but not so far that F > D
             features overshoot x at first. gamma, which only the trainer's loss uses, should start near its final
             value.
 
@@ -58,16 +52,24 @@ class VAEase(OwnDictionary):
     prior_std: t.Tensor
     active_gate: t.Tensor
 
-    @says_options_of(VAEaseOptions)
     def __init__(
         self,
         activation_dim: int,
         dict_size: int,
-        **options: "Unpack[VAEaseArguments]",
+        *,
+        log_var_init: float = VAEaseOptions.log_var_init,
+        gamma_init: float = VAEaseOptions.gamma_init,
+        prior_std: float = VAEaseOptions.prior_std,
+        active_gate: float = VAEaseOptions.active_gate,
     ):
         super().__init__()
         require_sizes(activation_dim=activation_dim, dict_size=dict_size)
-        given = VAEaseOptions(**options)
+        given = VAEaseOptions(
+            log_var_init=log_var_init,
+            gamma_init=gamma_init,
+            prior_std=prior_std,
+            active_gate=active_gate,
+        )
         self.activation_dim, self.dict_size = activation_dim, dict_size
         # Weights start as upstream's TopK: random unit columns, and the encoder their transpose.
         self.decoder = nn.Linear(dict_size, activation_dim, bias=False)
@@ -170,7 +172,7 @@ class VAEaseTrainer(SamplingTrainer):
     whose loss or gradient is not finite is skipped, and counted in `optimizer.skipped_steps`.
 
     Arguments beyond upstream's:
-        options: those of `VAEaseConfig`. None: the default, except where none is a value.
+        options: the others of `VAEaseConfig`, and those below. None: the default, except where none is a value.
         dict_class: VAEase or a subclass. Upstream's AutoEncoderTopK is ignored, with a warning.
         dtype: "float32", or "bfloat16" for matmuls in bf16. Parameters, optimiser, sums and KL stay
             in fp32. An autocast around the call changes nothing.
@@ -184,7 +186,6 @@ class VAEaseTrainer(SamplingTrainer):
     draws_noise_seed = True
     ae: VAEase
 
-    @says_options_of(VAEaseConfig, place_arguments(SamplingTrainer))
     def __init__(
         self,
         steps: int,
@@ -193,11 +194,11 @@ class VAEaseTrainer(SamplingTrainer):
         layer: int,
         lm_name: str,
         dict_class: type | None = None,
-        *,
         lr: float | None = None,
-        **options: "Unpack[VAEaseTrainerArguments]",
+        **options: Any,
     ):
-        self._start_by_name(locals())
+        options |= {"dict_size": dict_size, "lr": lr}
+        super().__init__(steps, activation_dim, layer, lm_name, dict_class, **options)
 
     def _built_with(self) -> dict[str, Any]:
         return {each.name: getattr(self.settings, each.name) for each in fields(VAEaseOptions)}

@@ -4,23 +4,16 @@ On top of upstream's BatchTopK (Bussmann et al. 2024, arXiv 2412.06410). Shapes:
 K = k. The loss of a batch is in `step.py`.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch as t
 from dictionary_learning.trainers.batch_top_k import BatchTopKSAE
 
-from ..config.arguments import says_options_of
-from ..config.sae import PAPER_SIGMA, PosteriorOptions, SAEConfig, VSAEBatchTopKConfig
-from .base import SamplingTopKTrainer, place_arguments
+from ..config.sae import PAPER_SIGMA, NoiseOn, Posterior, PosteriorOptions, VSAEBatchTopKConfig
 from .dictionaries import TopKCode, require_width
 from .posterior import GaussianPosterior
 from .step import draw_code
 from .variational_top_k import VariationalDictionary, VariationalTopKTrainer
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
-    from .arguments import PosteriorArguments, VSAEBatchTopKArguments
 
 
 class VariationalBatchTopKAutoEncoder(VariationalDictionary, BatchTopKSAE):
@@ -43,7 +36,7 @@ class VariationalBatchTopKAutoEncoder(VariationalDictionary, BatchTopKSAE):
         dict_size: F, the number of features.
         k: K, the features kept per token, on average.
         sigma: the fixed posterior's standard deviation.
-        options: see `PosteriorOptions`.
+        others: see `PosteriorOptions`.
 
     Raises: ConfigError for a value out of range.
     """
@@ -51,7 +44,6 @@ class VariationalBatchTopKAutoEncoder(VariationalDictionary, BatchTopKSAE):
     options_class = PosteriorOptions
     over_batch = True
 
-    @says_options_of(PosteriorOptions)
     def __init__(
         self,
         activation_dim: int,
@@ -59,9 +51,15 @@ class VariationalBatchTopKAutoEncoder(VariationalDictionary, BatchTopKSAE):
         k: int,
         *,
         sigma: float = PAPER_SIGMA,
-        **options: "Unpack[PosteriorArguments]",
+        posterior: Posterior = PosteriorOptions.posterior,
+        log_var_init: float = PosteriorOptions.log_var_init,
+        noise_on: NoiseOn = PosteriorOptions.noise_on,
+        prior_std: float = PosteriorOptions.prior_std,
     ):
-        self._build(activation_dim, dict_size, k, sigma, {**options})
+        options = PosteriorOptions(
+            posterior=posterior, log_var_init=log_var_init, noise_on=noise_on, prior_std=prior_std
+        )
+        self._build(activation_dim, dict_size, k, sigma, options)
 
     def encode(
         self,
@@ -136,7 +134,6 @@ class VariationalBatchTopKTrainer(VariationalTopKTrainer):
     dictionary_class = VariationalBatchTopKAutoEncoder
     ae: VariationalBatchTopKAutoEncoder
 
-    @says_options_of(VSAEBatchTopKConfig, place_arguments(SamplingTopKTrainer))
     def __init__(
         self,
         steps: int,
@@ -147,12 +144,10 @@ class VariationalBatchTopKTrainer(VariationalTopKTrainer):
         lm_name: str,
         dict_class: type | None = None,
         lr: float | None = None,
-        **options: "Unpack[VSAEBatchTopKArguments]",
+        **options: Any,
     ):
-        self._start_by_name(locals())
-
-    def _start(self, settings: SAEConfig, **place: Any) -> None:
-        super()._start(settings, **place)
+        sizes = (steps, activation_dim, dict_size, k)
+        super().__init__(*sizes, layer, lm_name, dict_class, lr, **options)
         self.threshold_start_step = min(self.threshold_start_step, self.steps - 2)
 
     def _encoded(self, x: t.Tensor) -> t.Tensor:

@@ -8,18 +8,17 @@ loss of a batch is in `step.py`, the KL and the schedules are in `posterior.py`.
 import logging
 import math
 from dataclasses import fields, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch as t
 from dictionary_learning.trainers.top_k import AutoEncoderTopK
 from torch import nn
 
-from ..config.arguments import says_options_of
-from ..config.checks import require, require_sizes
-from ..config.run import Dtype
+from ..config.checks import SCALE, require, require_sizes, require_type
 from ..config.sae import (
     LOG_VAR_LIMITS,
     MUCH_NOISE,
+    NO_NOISE,
     NOISE_ON,
     PAPER_SIGMA,
     POSTERIORS,
@@ -27,7 +26,6 @@ from ..config.sae import (
     NoiseOn,
     Posterior,
     PosteriorOptions,
-    SAEConfig,
     SelectBy,
     TokenSelection,
     TopKPosteriorOptions,
@@ -35,7 +33,7 @@ from ..config.sae import (
 )
 from ..devices import keep_freed_memory
 from ..errors import ConfigError
-from .base import SamplingTopKTrainer, place_arguments
+from .base import SamplingTopKTrainer
 from .dictionaries import OwnDictionary, TopKCode, require_scale, require_width
 from .kernels import compiled
 from .kernels import step as compiled_step
@@ -53,11 +51,6 @@ from .step import (
     schedules_at,
     variational_loss,
 )
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
-    from .arguments import TopKPosteriorArguments, VSAETopKArguments
 
 logger = logging.getLogger(__name__)
 
@@ -84,12 +77,12 @@ class VariationalDictionary(OwnDictionary):
     log_var_limits: t.Tensor
 
     def _build(
-        self, activation_dim: int, dict_size: int, k: int, sigma: float, options: dict[str, Any]
+        self, activation_dim: int, dict_size: int, k: int, sigma: float, given: PosteriorOptions
     ) -> None:
         require_sizes(activation_dim=activation_dim, dict_size=dict_size, k=k)
-        given = self.options_class(**options)
         if given.posterior == "fixed":
-            VSAETopKConfig(sigma=sigma)  # checks it
+            require_type("sigma", sigma, float)
+            require(SCALE.holds(sigma), "sigma", sigma, SCALE.words, instead=NO_NOISE)
         upstreams: Any = super()
         upstreams.__init__(activation_dim, dict_size, k)
         # Stored feature by feature, because the step reads one feature's weights at a time.
@@ -223,7 +216,7 @@ class VariationalTopKAutoEncoder(VariationalDictionary, AutoEncoderTopK):
         dict_size: F, the number of features.
         k: K, the features kept per token. k = dict_size is the purely variational SAE.
         sigma: the fixed posterior's standard deviation.
-        options: see `TopKPosteriorOptions`.
+        others: see `TopKPosteriorOptions`.
 
     Raises: ConfigError for a value out of range.
     """
@@ -231,7 +224,6 @@ class VariationalTopKAutoEncoder(VariationalDictionary, AutoEncoderTopK):
     options_class = TopKPosteriorOptions
     select_by_code: t.Tensor
 
-    @says_options_of(TopKPosteriorOptions)
     def __init__(
         self,
         activation_dim: int,
@@ -239,9 +231,22 @@ class VariationalTopKAutoEncoder(VariationalDictionary, AutoEncoderTopK):
         k: int,
         *,
         sigma: float = PAPER_SIGMA,
-        **options: "Unpack[TopKPosteriorArguments]",
+        posterior: Posterior = PosteriorOptions.posterior,
+        log_var_init: float = PosteriorOptions.log_var_init,
+        noise_on: NoiseOn = PosteriorOptions.noise_on,
+        prior_std: float = PosteriorOptions.prior_std,
+        rectify: bool = TokenSelection.rectify,
+        select_by: SelectBy = TokenSelection.select_by,
     ):
-        self._build(activation_dim, dict_size, k, sigma, {**options})
+        options = TopKPosteriorOptions(
+            posterior=posterior,
+            log_var_init=log_var_init,
+            noise_on=noise_on,
+            prior_std=prior_std,
+            rectify=rectify,
+            select_by=select_by,
+        )
+        self._build(activation_dim, dict_size, k, sigma, options)
 
     def encode(
         self,
@@ -344,7 +349,8 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
     log_var_init are converted to those of `mean_squared_norm`. The paper's settings: `trainer_options("paper", …)`.
 
     Arguments beyond upstream's:
-        options: the others of `VSAETopKConfig`, in units of the activations. None: the default, except where none is a value.
+        options: the others of `VSAETopKConfig`, in units of the activations, and those below. None: the default, except where
+            none is a value.
         dict_class: VariationalTopKAutoEncoder or a subclass. Upstream's AutoEncoderTopK is replaced, with a warning.
         dtype: "float32", or "bfloat16" for matmuls in bf16. Parameters, optimiser, sums and KL stay in
             fp32.
@@ -360,7 +366,6 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
     dictionary_class: type[VariationalDictionary] = VariationalTopKAutoEncoder
     ae: VariationalDictionary
 
-    @says_options_of(VSAETopKConfig, place_arguments(SamplingTopKTrainer))
     def __init__(
         self,
         steps: int,
@@ -371,17 +376,15 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
         lm_name: str,
         dict_class: type | None = None,
         lr: float | None = None,
-        **options: "Unpack[VSAETopKArguments]",
+        **options: Any,
     ):
-        self._start_by_name(locals())
-
-    def _start(self, settings: SAEConfig, *, dtype: Dtype = "float32", **place: Any) -> None:
-        super()._start(settings, dtype=dtype, **place)
+        sizes = (steps, activation_dim, dict_size, k)
+        super().__init__(*sizes, layer, lm_name, dict_class, lr, **options)
         self._warn_of_selection()
         given, is_fixed = self.settings, self.settings.posterior == "fixed"
         self._kl_of_sigma = fixed_variance_kl(self._sigma, given.prior_std) if is_fixed else 0.0
         keep_freed_memory()
-        for products in (t.float32, getattr(t, dtype)):
+        for products in (t.float32, getattr(t, self.dtype)):
             compiled.is_available(
                 self.ae.encoder.weight, products
             )  # compiles now, before a progress bar

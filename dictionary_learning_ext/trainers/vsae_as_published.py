@@ -6,22 +6,16 @@ those of its dictionary_learning/trainers/vsae_topk.py. Shapes: B batch, D activ
 """
 
 import copy
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch as t
 from torch import nn
 
-from ..config.arguments import says_options_of
 from ..config.checks import require_sizes
 from ..config.sae import VSAEAsPublishedConfig
-from .base import SamplingTrainer, place_arguments
+from .base import SamplingTrainer
 from .dictionaries import OwnDictionary, nonzero_norms, require_scale, require_width
 from .posterior import kl_scale
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
-    from .arguments import VSAEAsPublishedArguments
 
 START_NORM = 0.1
 LARGEST = 10.0
@@ -152,7 +146,7 @@ class VSAEAsPublishedTrainer(SamplingTrainer):
     are clipped to norm 1. A step whose loss or gradient is not finite is skipped, and counted in `optimizer.skipped_steps`.
 
     Arguments beyond upstream's:
-        options: see `VSAEAsPublishedConfig`. beta is its kl_coeff. lr rises for 200 steps, and doesn't fall, as there.
+        options: the others of `VSAEAsPublishedConfig`, and those below. beta is its kl_coeff. lr rises for 200 steps, and doesn't fall, as there.
         dtype: with "bfloat16", parameters, gradients and Adam's moments are in bfloat16 too, as there; sums are in float32.
             Weights are saved in float32.
         first_fill: activations (N, D) to start from, see `start_from_data`. Default: random weights.
@@ -165,7 +159,6 @@ class VSAEAsPublishedTrainer(SamplingTrainer):
     starts_at_median = False
     ae: VSAETopK
 
-    @says_options_of(VSAEAsPublishedConfig, place_arguments(SamplingTrainer))
     def __init__(
         self,
         steps: int,
@@ -175,11 +168,14 @@ class VSAEAsPublishedTrainer(SamplingTrainer):
         layer: int,
         lm_name: str,
         dict_class: type | None = None,
-        *,
         lr: float | None = None,
-        **options: "Unpack[VSAEAsPublishedArguments]",
+        warmup_steps: int = 200,
+        decay_start: int | None = None,
+        **options: Any,
     ):
-        self._start_by_name({"warmup_steps": 200, "decay_start": None, **locals()})
+        options |= {"dict_size": dict_size, "k": k, "lr": lr}
+        options |= {"warmup_steps": warmup_steps, "decay_start": decay_start}
+        super().__init__(steps, activation_dim, layer, lm_name, dict_class, **options)
 
     def _dictionary(self, dict_class: type, activation_dim: int) -> Any:
         built = super()._dictionary(dict_class, activation_dim)

@@ -5,7 +5,7 @@ from inspect import signature
 import torch as t
 
 from dictionary_learning_ext import VariationalTopKTrainer
-from dictionary_learning_ext.config.sae import DEAD_FEATURE_THRESHOLD, UNUSED_BY
+from dictionary_learning_ext.config.sae import DEAD_FEATURE_THRESHOLD, UNUSED_BY, option_names
 
 D, F = 8, 48
 POSTERIORS = ["fixed", "learned", "point"]
@@ -49,7 +49,8 @@ def make_trainer(cls=VariationalTopKTrainer, **changes):
         "seed": 0,
         "device": "cpu",
     }
-    known = signature(cls).parameters
+    is_ours = hasattr(cls, "settings_class")
+    known = option_names(cls.settings_class) if is_ours else signature(cls).parameters
     own = {n: v for n, v in equations(**changes).items() if n in known and n not in arguments}
     return cls(**arguments | own | changes)
 

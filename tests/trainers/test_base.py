@@ -277,14 +277,20 @@ def test_the_noise_is_not_made_of_the_numbers_that_the_weights_are(architecture)
 @pytest.mark.parametrize("architecture", [VSAE, GATES])
 def test_trainers_of_top_k_have_upstreams_arguments_in_upstreams_places(architecture):
     theirs = inspect.signature(TopKTrainer).parameters
-    ours = inspect.signature(import_class(TRAINED[architecture].trainer)).parameters
-    own = {"dict_class", "wandb_name", "warmup_steps", "decay_start"}
-    assert {n: p.default for n, p in ours.items() if n in theirs.keys() - own} == {
-        n: p.default for n, p in theirs.items() if n not in own
+    trainer_class = import_class(TRAINED[architecture].trainer)
+    by_position = dict(zip(theirs, (50, D, F, K, 0, "tiny", AutoEncoderTopK, 1e-3), strict=False))
+    others = {n: p.default for n, p in theirs.items() if n not in by_position} | {"warmup_steps": 5}
+    config = trainer_class(*by_position.values(), **others | {"seed": 3}).config
+    assert config["seed"] == 3
+    same = theirs.keys() - {"dict_class", "device", "seed"}
+    assert {n: config[n] for n in same} == {n: (by_position | others)[n] for n in same}
+    bare = trainer_class(*list(by_position.values())[:6], warmup_steps=5).config
+    assert {
+        n: bare[n] for n in ("auxk_alpha", "threshold_beta", "threshold_start_step", "seed")
+    } == {
+        n: theirs[n].default
+        for n in ("auxk_alpha", "threshold_beta", "threshold_start_step", "seed")
     }
-    by_position = [n for n, p in ours.items() if p.kind is p.POSITIONAL_OR_KEYWORD]
-    assert by_position == list(theirs)[: len(by_position)]
-    assert own <= ours.keys()
 
 
 @pytest.mark.parametrize("architecture", OWN_DICTIONARY)
