@@ -26,6 +26,7 @@ from ..config.run import UNKNOWN, RunConfig, Split
 from ..errors import ActivationsError, first_line
 from ..run_folder.cache_manifest import (
     MANIFEST,
+    OF_A_TEXT,
     REPAIR,
     TOKEN_IDS,
     CacheManifest,
@@ -42,7 +43,6 @@ _SUFFIXES = (".npy", ".safetensors")
 _EXPECTED = "rows, (n, D), in float32 or float16, or in bfloat16 in a .safetensors file"
 _HELD_OUT = 20
 """If there is no held-out part, the last twentieth of the contexts is held out."""
-_COMPARED = ("model", "data", "text_column", "text_packing", "ctx_len")
 
 
 class Part(NamedTuple):
@@ -110,7 +110,9 @@ class StoredActivations:
                 f"the cache {self.place} has {', '.join(self.widths)}",
                 name="hook",
                 value=hook,
-                instead="leave it out" if len(self.widths) == 1 else "give one of these",
+                instead="leave it out"
+                if len(self.widths) == 1 and hook != UNKNOWN
+                else "give one of these",
             )
         return self.widths[hook]
 
@@ -161,7 +163,7 @@ def _cache(place: str, manifest: CacheManifest) -> StoredActivations:
         place,
         {name: hook.width for name, hook in settings.hooks.items()},
         settings.ctx_len,
-        {name: getattr(settings, name) for name in _COMPARED},
+        {name: getattr(settings, name) for name in OF_A_TEXT},
         {
             split: tuple(Part(Path(place) / file.name, 0, 0, file.contexts) for file in files)
             for split, files in of_splits.items()

@@ -7,7 +7,7 @@ from typing import Literal
 from ..config.architectures import COMPARED_TOKENS, ExportFormat
 from ..errors import CheckpointError, UserError, as_flag, in_shell
 from .flags import FOLDER, Command, positional, vsae
-from .measure import InputFlags
+from .measure import StoredFlags
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class ExportFlags:
     ReLU, which sets negative activations to 0."""
     tokens: int = COMPARED_TOKENS
     """Held-out tokens on which the export is compared with the SAE."""
-    inputs: InputFlags = field(default_factory=InputFlags)
+    inputs: StoredFlags = field(default_factory=StoredFlags)
 
 
 def run_export(flags: ExportFlags) -> None:
@@ -86,14 +86,14 @@ class PushFlags:
     """With --format: held-out tokens on which each export is compared with its SAE."""
     dry_run: bool = False
     """Only list the files that would be uploaded, and print the model card."""
-    inputs: InputFlags = field(default_factory=InputFlags)
+    inputs: StoredFlags = field(default_factory=StoredFlags)
 
 
 def run_push(flags: PushFlags) -> None:
     from ..export.hub import push
 
     options = {"allow_inexact": flags.allow_inexact, "tokens": flags.tokens, **vars(flags.inputs)}
-    defaults = {"allow_inexact": False, "tokens": COMPARED_TOKENS, **vars(InputFlags())}
+    defaults = {"allow_inexact": False, "tokens": COMPARED_TOKENS, **vars(StoredFlags())}
     for name, value in options.items():
         if value != defaults[name] and not flags.format:
             raise UserError(f"{as_flag(name)}: only works with --format")

@@ -39,14 +39,20 @@ class InputFlags:
 
 
 @dataclass(frozen=True)
-class MeasuredFlags(InputFlags):
+class StoredFlags(InputFlags):
     """The activations to measure on, which may be stored."""
 
-    text_column: str | None = None
-    """The column of the text that holds the documents. Default: as in the SAE's files."""
     activations: str | None = None
     """Read activations from this folder, see `vsae train --help-all`. Default: as in config.json. none:
     from the language model."""
+
+
+@dataclass(frozen=True)
+class MeasuredFlags(StoredFlags):
+    """The same, with how they are read, and what is kept of them."""
+
+    text_column: str | None = None
+    """The column of the text that holds the documents. Default: as in the SAE's files."""
     device_map: str | None = None
     """Spread the language model over several devices, see `vsae train --help-all`."""
     no_keep: bool = False

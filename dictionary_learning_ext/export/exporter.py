@@ -95,7 +95,7 @@ def export(
         out: a new or empty folder, or one that holds this very export. Default: exports/FORMAT in the SAE's folder of results, see `SAEFolder.results`.
         allow_inexact: export also if reconstructions differ by more than 1e-5 of their norm.
         tokens: held-out tokens to compare on, in float64.
-        where: model, hook, data, max_norm_multiple and remove_bos, see `evaluate_folders`.
+        where: model, hook, data, activations, max_norm_multiple and remove_bos, see `evaluate_folders`.
 
     Raises: a UserError, before anything is written, if the folder is damaged, the format can't hold the SAE, the language model
     or text can't be loaded, the export is not exact, or `out` holds something else or can't be written.

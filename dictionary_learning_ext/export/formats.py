@@ -147,13 +147,15 @@ class ExportedSAE(NamedTuple):
         """
         run = self.run
         tokenizer = None if self.language_model is None else self.language_model.tokenizer
-        bos_id = None if tokenizer is None else tokenizer.bos_token_id
+        bos_id, adds = (
+            (None, False) if tokenizer is None else (tokenizer.bos_token_id, adds_bos(tokenizer))
+        )
         return {
             "model_name": run.model,
             "hook_name": run.hook,
             "context_size": run.ctx_len,
             "dataset_path": run.data,
-            "prepend_bos": run.text_packing == "truncate" and adds_bos(tokenizer),
+            "prepend_bos": run.text_packing == "truncate" and adds,
             "exclude_special_tokens": [bos_id] if run.remove_bos else False,
             "max_norm_multiple": run.max_norm_multiple,
         }

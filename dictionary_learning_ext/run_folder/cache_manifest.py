@@ -32,6 +32,8 @@ HELD_OUT = "heldout"
 DOCUMENTS = "documents.npy"
 SPARE = 1.05
 """Cache 5% more tokens than are needed, as a run may leave some out."""
+OF_A_TEXT = ("model", "data", "text_column", "text_packing", "ctx_len")
+"""The settings of a cache that a run which reads it must have."""
 TOKEN_IDS = "token_ids"
 """The column of token ids, named as in SAELens's caches. -1 is padding."""
 REPAIR = "restore it, or cache the activations again in another folder"

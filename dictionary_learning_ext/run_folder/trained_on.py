@@ -1,14 +1,16 @@
 """The run of an SAE, also of folders that upstream or another library wrote. Imports no torch."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from ..config.hooks import RESID_POST, RESID_PRE, HookName, hook_name
 from ..config.run import NONE, UNKNOWN, DeviceMap, RunConfig, TrainConfig
-from ..errors import CheckpointError, ConfigError
-from .comparing import former_evaluation, same_model, same_setting
+from ..errors import CheckpointError, ConfigError, shown
+from .cache_manifest import OF_A_TEXT, read_manifest
+from .comparing import STORED, former_evaluation, same_model, same_setting
+from .files import at_home
 from .sae_folder import SAEFolder
 
 logger = logging.getLogger(__name__)
@@ -28,7 +30,7 @@ def trained_on(
 
     Folders of upstream's `trainSAE` and other libraries have no run. Their model, hook point and text come from
     metrics.json or from the settings in their files. Upstream's `lm_name` and `submodule_name` may be any text. So they
-    are used only if the latter is a hook point's name; otherwise model and hook must be given.
+    are used only if the latter is a hook point's name; otherwise model and hook must be given, or stored activations.
 
     Arguments:
         device_map: None stands, as that of training may be for another machine.
@@ -93,13 +95,13 @@ def _run_from_files(sae: SAEFolder, given: dict[str, Any]) -> RunConfig:
         for name in _REMEMBERED:
             if measured.get(name) is not None and (name in surer or name not in found):
                 found[name] = measured[name]
+    if given.get(STORED, NONE) != NONE:
+        stored = _of_stored(given[STORED], found)
+        found, given = found | stored, stored | given  # no need to say what they are
     known = found | given
     whats = {"model": "language model", "hook": "hook point"}
     if unknown := [name for name in whats if name not in known]:
-        raise ConfigError(
-            f"{sae.name}: its files don't say which {' and '.join(whats[name] for name in unknown)} it was trained on",
-            instead=f"give {' and '.join(unknown)}{_HOOKS if 'hook' in unknown else ''}",
-        )
+        raise _not_said(sae, whats, unknown)
     if used := [f"{n}={found[n]}" for n in _REMEMBERED if n in found and n not in given]:
         logger.info("%s: using %s, from its files", sae.name, " ".join(used))
     if "data" not in known:
@@ -112,11 +114,40 @@ def _run_from_files(sae: SAEFolder, given: dict[str, Any]) -> RunConfig:
     return TrainConfig().with_settings(settings, sae.name).run
 
 
+def _of_stored(folder: str, found: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that stored activations decide. A user's own have no known language model.
+
+    Arguments:
+        found: those that an SAE's files name.
+    """
+    if (manifest := read_manifest(at_home(folder))) is None:
+        unknown = {"model", "hook"} - found.keys()
+        return dict.fromkeys(unknown, UNKNOWN) | {"data": folder}
+    settings = {name: getattr(manifest.settings, name) for name in OF_A_TEXT}
+    hooks = [*manifest.settings.hooks]
+    return settings if "hook" in found or len(hooks) > 1 else settings | {"hook": hooks[0]}
+
+
+def _not_said(sae: SAEFolder, whats: Mapping[str, str], unknown: Sequence[str]) -> ConfigError:
+    """The error for an SAE whose files name no language model or hook point."""
+    named = sae.config["trainer"].get("lm_name") if "hook" in unknown and sae.form is None else None
+    free = (
+        ""
+        if named is None
+        else f" (lm_name={shown(named)} may be any text: no submodule_name names a hook point)"
+    )
+    stored = " or, for activations of your own, activations=FOLDER" if sae.form is None else ""
+    return ConfigError(
+        f"{sae.name}: its files don't say which {' and '.join(whats[name] for name in unknown)} it was trained on{free}",
+        instead=f"give {' and '.join(unknown)}{_HOOKS if 'hook' in unknown else ''}{stored}",
+    )
+
+
 def _warn_of_its_model(sae: SAEFolder, model: str) -> None:
     """Warn if an SAE was trained on another language model than `model`, which may be the same under another name: its width
     is checked when it is loaded."""
     was = sae.config["trainer"].get("lm_name")
-    if was not in (None, UNKNOWN) and not same_model(model, was):
+    if UNKNOWN not in (was, model) and was and not same_model(model, was):
         logger.warning("%s: trained on the model %s, now used with %s", sae.name, was, model)
     if options := sae.config.get("foreign", {}).get("model_options"):
         logger.warning(
@@ -131,7 +162,7 @@ def _require_its_hook(sae: SAEFolder, hook: str) -> None:
     """Raise a CheckpointError if an SAE was trained at another hook point than `hook`."""
     trainer, named = sae.config["trainer"], hook_name(hook)
     was = str(trainer.get("submodule_name"))
-    if was == UNKNOWN:
+    if UNKNOWN in (was, hook):
         return
     if not was.startswith("blocks."):  # upstream's name may be any text, e.g. resid_post_layer_3
         if not sae.is_run:
@@ -140,7 +171,8 @@ def _require_its_hook(sae: SAEFolder, hook: str) -> None:
                 *(sae.name, hook),
             )
         layer, io = trainer.get("layer"), sae.config.get("buffer", {}).get("io")
-        if named is None or type(layer) is not int:
+        # Without a submodule, `layer` is a number that upstream's trainers demand.
+        if named is None or type(layer) is not int or trainer.get("submodule_name") is None:
             return
         is_residual = io in ("in", "out") and named.kind in (RESID_PRE, RESID_POST)
         if not is_residual and named.block == layer:

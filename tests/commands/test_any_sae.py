@@ -6,15 +6,23 @@ import shutil
 from pathlib import Path
 
 import huggingface_hub
+import numpy as np
 import pytest
 import torch as t
 import transformers
+from dictionary_learning.training import trainSAE
 from export_folders import of_gemma_scope, of_sae_lens, of_sparsify
 from guide import ROOT, lines, our_words
 from measurement import of_one_setting
 from small_commands import content, refused
 
-from dictionary_learning_ext import agreement, features_of, load_dictionary
+from dictionary_learning_ext import (
+    VariationalTopKTrainer,
+    agreement,
+    features_of,
+    load_dictionary,
+    trainer_options,
+)
 from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.export.exporter import export
 from dictionary_learning_ext.run_folder import sae_names
@@ -320,3 +328,25 @@ def test_public_saes_get_from_the_hubs_names_to_the_table(
     one = ["reproduce", names[0], *hook, *where, "--tokens", "300", "--csv", "own.csv"]
     assert main(one) == 0
     assert len((tmp_path / "own.csv").read_text().splitlines()) == 33
+
+
+def test_an_sae_of_own_activations_needs_nothing_but_them(tmp_path, monkeypatch, capsys, caplog):
+    """`trainSAE` was given batches: its lm_name and layer are of no model."""
+    monkeypatch.chdir(tmp_path)
+    x_ND = t.randn(400, 16, generator=t.Generator().manual_seed(0))
+    (tmp_path / "acts").mkdir()
+    np.save("acts/x.npy", x_ND.numpy())
+    options = trainer_options("recommended", activation_dim=16, dict_size=32, k=4, steps=3)
+    place = {"lm_name": "mine", "layer": 0, "device": "cpu"}
+    config = {"trainer": VariationalTopKTrainer, **place, **options}
+    trainSAE(iter(x_ND.split(50)), [config], 3, save_dir="runs/x", device="cpu")
+    folder = "runs/x/trainer_0"
+    line = refused(["eval", folder], capsys)
+    assert "lm_name='mine'" in line
+    assert "--activations" in line
+    caplog.clear()
+    assert main(["eval", folder, "--activations", "acts"]) == 0
+    assert [each.message for each in caplog.records if "trust" in each.message] == []
+    assert find_sae(folder).required_metrics["fve"] is not None
+    assert main(["reproduce", folder, "--activations", "acts"]) == 0
+    assert main(["export", folder, "--format", "sae-lens", "--activations", "acts"]) == 0

@@ -1,11 +1,17 @@
 """What a folder's SAE was trained on, also where upstream wrote it."""
 
 import json
+from dataclasses import asdict
 
 import pytest
 
 from dictionary_learning_ext.config.run import RunConfig, TrainConfig
 from dictionary_learning_ext.errors import CheckpointError, ConfigError
+from dictionary_learning_ext.run_folder.cache_manifest import (
+    CachedHook,
+    CacheManifest,
+    CacheSettings,
+)
 from dictionary_learning_ext.run_folder.reading import load_config
 from dictionary_learning_ext.run_folder.sae_folder import find_sae
 from dictionary_learning_ext.run_folder.trained_on import trained_on
@@ -166,6 +172,29 @@ def test_another_layer_than_upstreams_is_refused(io, hook, instead, made):
     with pytest.raises(CheckpointError, match=hook) as raised:
         trained_on(find_sae(made(upstreams(io=io))), "pythia-70m", hook)
     assert raised.value.instead == f"use hook='{instead}'"
+
+
+def test_a_layer_without_a_submodule_is_no_evidence(made):
+    """Upstream's trainers demand a layer, whatever they are trained on."""
+    hook = "blocks.1.hook_resid_post"
+    assert trained_on(find_sae(made(upstreams(0, None))), "pythia-70m", hook).hook == hook
+
+
+def test_of_a_cache_that_is_read_the_rest_is_known(made, tmp_path):
+    """The text and its contexts are the cache's, also where the SAE was trained on others."""
+    hooks = {"blocks.3.hook_resid_post": CachedHook(3, 8)}
+    settings = CacheSettings(
+        *("m", "ab", "cd", "float32", None, "cached.txt", "text", [], 0, "pack", 32),
+        *(hooks, "float32", 0, 0),
+    )
+    (tmp_path / "cache").mkdir()
+    manifest = asdict(CacheManifest(settings, (), (), None, None, 0))
+    (tmp_path / "cache" / "manifest.json").write_text(json.dumps(manifest))
+    folder = find_sae(made(upstreams(3, None, ctx_len=64)))
+    run = trained_on(folder, activations=str(tmp_path / "cache"))
+    assert (run.model, run.hook, run.data) == ("m", *hooks, "cached.txt")
+    assert (run.text_packing, run.ctx_len) == ("pack", 32)
+    assert trained_on(folder, hook="blocks.2.hook_resid_post", activations="cache").hook[7] == "2"
 
 
 def test_a_hook_that_upstreams_config_names_counts_more_than_its_layer(made):
