@@ -174,3 +174,17 @@ def test_settings_and_help_import_nothing_heavy():
         "print({'torch', 'nnsight', 'datasets', 'wandb'} & sys.modules.keys())"
     )
     assert printed(code).splitlines()[-1] == "set()"
+
+
+@pytest.mark.commands
+def test_a_folder_that_is_not_there_is_refused_before_torch_is_imported(tmp_path):
+    """It takes ten seconds."""
+    code = (
+        "import os, sys\n"
+        "from dictionary_learning_ext.cli import main\n"
+        f"os.chdir({str(tmp_path)!r})\n"
+        "names = 'eval', 'compare', 'reproduce', 'report', 'export --format sparsify'\n"
+        "print([main([*name.split(), 'runs/none']) for name in names])\n"
+        "print({'torch', 'scipy'} & sys.modules.keys())"
+    )
+    assert printed(code).splitlines()[-2:] == ["[2, 2, 2, 2, 2]", "set()"]

@@ -32,11 +32,15 @@ class ExportFlags:
 
 
 def run_export(flags: ExportFlags) -> None:
-    from ..export.exporter import export
-    from ..export.formats import FORMATS
     from ..run_folder.reading import run_folders_in
+    from ..run_folder.sae_folder import find_run
 
     inside = run_folders_in(flags.folder)
+    if not inside:
+        find_run(flags.folder, "export")  # before torch is imported
+    from ..export.exporter import export
+    from ..export.formats import FORMATS
+
     refused = 0
     for folder in inside or [Path(flags.folder)]:
         out = None if flags.out is None else Path(flags.out, folder.name if inside else "")

@@ -1,6 +1,6 @@
 """`vsae eval`, `vsae compare` and `vsae reproduce`: metrics of SAEs, side by side, and across seeds.
 
-Each takes any SAE that can be named, see run_folder/sae_names.py.
+Each takes any SAE that can be named, see run_folder/sae_names.py. Each finds them before it imports torch, which takes seconds.
 """
 
 import json
@@ -88,11 +88,12 @@ class EvalFlags:
 
 
 def run_eval(flags: EvalFlags) -> None:
-    from ..evaluation.folders import evaluate_folders
-    from ..evaluation.tables import metrics_in, results_table
     from ..run_folder.sae_folder import find_saes
 
     written, saes = [], find_saes(flags.folders, flags.step)
+    from ..evaluation.folders import evaluate_folders
+    from ..evaluation.tables import metrics_in, results_table
+
     results = evaluate_folders(
         [*saes.values()],
         out=flags.out,
@@ -111,7 +112,8 @@ class CompareFlags:
     """Print the metrics of SAEs side by side."""
 
     folders: tuple[str, ...] = field(metadata=positional(FOLDERS))
-    """Run folders, or other libraries' SAEs that `vsae eval` has measured: two or more, or one to see its metrics."""
+    """Run folders, folders that hold them, or other libraries' SAEs, which `vsae eval` has measured: two or more, or one to see
+    its metrics."""
     columns: str | None = None
     """The metrics to show, by their keys in metrics.json, e.g. fve,l0,loss_reconstructed. Default:
     the most important ones, and which features come back where there are several seeds of a setting."""
@@ -123,14 +125,15 @@ class CompareFlags:
 
 
 def run_compare(flags: CompareFlags) -> None:
+    from ..run_folder.sae_folder import find_saes, saes_in
+
+    saes = find_saes(saes_in(flags.folders))
+    results = {name: sae.required_metrics for name, sae in saes.items()}
     from ..evaluation.tables import chosen, metrics_in, results_table, stale_metrics, titles
     from ..features.agreement import COME_BACK
     from ..features.reproduce_text import sentence_of
     from ..features.seeds import compare_seeds
-    from ..run_folder.sae_folder import find_saes
 
-    saes = find_saes(flags.folders)
-    results = {name: sae.required_metrics for name, sae in saes.items()}
     reasons = stale_metrics(results, saes)
     metrics = None if flags.columns is None else chosen(flags.columns)
     if flags.all:
@@ -182,8 +185,6 @@ class ReproduceFlags:
 
 
 def run_reproduce(flags: ReproduceFlags) -> None:
-    from ..features.reproduce import reproduce_settings
-    from ..features.reproduce_text import json_content, reproducibility_table, write_features
     from ..run_folder.files import require_writable
     from ..run_folder.sae_folder import saes_in
 
@@ -193,6 +194,9 @@ def run_reproduce(flags: ReproduceFlags) -> None:
         return
     if flags.csv is not None:
         require_writable(Path(flags.csv), "csv")
+    from ..features.reproduce import reproduce_settings
+    from ..features.reproduce_text import json_content, reproducibility_table, write_features
+
     results = reproduce_settings(saes, flags.tokens, **flags.inputs.given)
     if flags.csv is not None:
         write_features(results.found.values(), flags.csv)
@@ -204,14 +208,15 @@ def run_reproduce(flags: ReproduceFlags) -> None:
 
 def _order(flags: ReproduceFlags, sae: "SAEFolder") -> None:
     """Order the features of a single SAE by their error_share."""
-    from ..evaluation.folders import open_folders
-    from ..evaluation.tables import text_table
-    from ..features.columns import FeaturesOfSAE, write_numbers
     from ..run_folder.files import FEATURES, require_writable
 
     require(flags.tokens != 0, "tokens", flags.tokens, "above 0 for one folder")
     path = sae.results / FEATURES if flags.csv is None else Path(flags.csv)
     require_writable(path, "csv")
+    from ..evaluation.folders import open_folders
+    from ..evaluation.tables import text_table
+    from ..features.columns import FeaturesOfSAE, write_numbers
+
     where = flags.inputs.given
     keep = where.pop("keep")
     (codes,) = open_folders([sae], **where).codes(flags.tokens, keep=keep).values()

@@ -8,7 +8,7 @@ from ..config.run import ReportOptions
 from ..errors import ConfigError
 from ..run_folder.comparing import grouped_by_setting
 from ..run_folder.reading import runs_in
-from ..run_folder.sae_folder import saes_in
+from ..run_folder.sae_folder import find_sae, saes_in
 from .flags import FOLDERS, Command, positional
 from .measure import MeasuredFlags
 
@@ -34,9 +34,6 @@ class ReportFlags:
 
 
 def run(flags: ReportFlags) -> None:
-    from ..report.page import write_report
-    from ..report.runs_page import write_index
-
     def print_step(step: str) -> None:
         print(f"  {step} …", flush=True)
 
@@ -47,6 +44,8 @@ def run(flags: ReportFlags) -> None:
                 f"{folder}: holds run folders and gets an index page, which reads no text; leave out "
                 "all flags but --out, or give one of the run folders"
             )
+        from ..report.runs_page import write_index
+
         path = write_index(folder, flags.out)
     else:
         saes, out = {sae.name: sae for sae in saes_in(flags.folders)}, flags.out
@@ -54,11 +53,16 @@ def run(flags: ReportFlags) -> None:
             out = folder  # the page is about those in it
         groups = [[saes[name] for name in group] for group in grouped_by_setting(saes)]
         first, *others = (group[0] for group in groups)
+        against, seeds = map(find_sae, flags.against), map(find_sae, flags.seeds)
+        others = [*others, *against]
+        seeds = [*(seed for group in groups for seed in group[1:]), *seeds]
+        from ..report.page import write_report  # torch takes seconds
+
         path = write_report(
             first,
-            (*others, *flags.against),
+            others,
             out,
-            seeds=[*(seed for group in groups for seed in group[1:]), *flags.seeds],
+            seeds=seeds,
             options=flags.report,
             on_step=print_step,
             **flags.inputs.given,

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -36,6 +37,8 @@ def test_json_is_the_content_of_the_files(measured, capsys):
     assert main(["compare", *measured, "--json", "--columns=fve"]) == 0
     content = json.loads(capsys.readouterr().out)
     assert content[measured[1]] == {"fve": 0.25} | both
+    assert main(["compare", str(Path(measured[0]).parent), "--json"]) == 0
+    assert [*json.loads(capsys.readouterr().out)] == measured, "those in a folder"
     shutil.copy(f"{measured[0]}/ae.pt", measured[1])
     assert main(["compare", *measured, "--json"]) == 0
     content = json.loads(capsys.readouterr().out)
