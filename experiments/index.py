@@ -116,7 +116,7 @@ EXPERIMENTS = (
         minutes="700",
         stages=("train", "measure", "tables"),
         needs="the cache that its protocol names",
-        pages=("whose_features.md",),
+        pages=("whose_features.md", "whose_features_truth.md"),
     ),
     Experiment(
         "returning.batch",

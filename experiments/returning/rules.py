@@ -1,12 +1,14 @@
 """The rules of PROTOCOL_RETURNING.md (which start becomes the default, and which vSAE the preset) and of PROTOCOL_BATCH.md."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from statistics import mean
 from typing import Any
 
 from experiments.pages import table
 
 FVE_BELOW, NEAR_DEAD_ABOVE, BACK_BELOW, MCC_BELOW, AHEAD = 0.0005, 0.01, 0.02, 0.01, 0.01
+AHEAD_OF_PRESET = 0.02
+"""Of another architecture, or of the preset's at another rate."""
 DATA, TODAY = ", from the data", "vSAE"
 CANDIDATES = (TODAY, f"vSAE{DATA}", f"vSAE until 0.25{DATA}")
 
@@ -48,15 +50,21 @@ def _mean_back(places: ByPlace, arm: str) -> float:
 
 
 def preset_fails(places: ByPlace, truth: Truth, arm: str, top_k: str) -> list[str]:
-    """The conditions on a candidate that don't hold."""
+    """The conditions on a candidate that don't hold. Of an arm that was not trained on truth, that one is left out."""
     holds: dict[str, bool] = {}
     for place, arms in places.items():
         own, rival = arms[arm], arms[top_k]
         holds[f"FVE, {place}"] = own["fve"] >= rival["fve"] - FVE_BELOW
         holds[f"loss added, {place}"] = own["loss_added"] <= rival["loss_added"] + _range(rival)
     mcc = [*truth.values()][-1]
-    holds["MCC"] = mcc[arm] >= mcc[top_k] - MCC_BELOW
+    if arm in mcc:
+        holds["MCC"] = mcc[arm] >= mcc[top_k] - MCC_BELOW
     return [name for name, is_met in holds.items() if not is_met]
+
+
+def _is_out(fails: Iterable[str]) -> bool:
+    """What fails at mlp_out alone stays a candidate."""
+    return not all("mlp_out" in name for name in fails)
 
 
 def preset(places: ByPlace, truth: Truth) -> str:
@@ -65,8 +73,7 @@ def preset(places: ByPlace, truth: Truth) -> str:
     top_k = "TopK" + (DATA if is_data else "")
     passed = {}
     for arm in CANDIDATES if is_data else (TODAY,):
-        fails = preset_fails(places, truth, arm, top_k)
-        if all("mlp_out" in name for name in fails):
+        if not _is_out(preset_fails(places, truth, arm, top_k)):
             passed[arm] = _mean_back(places, arm)
     best = max(passed, key=lambda arm: passed[arm], default=TODAY)
     leads = passed.get(best, 0.0) >= _mean_back(places, TODAY) + AHEAD
@@ -92,6 +99,32 @@ def verdict(places: ByPlace, truth: Truth) -> list[str]:
         *table("", rows, ["FVE of what comes back, mean over places", "conditions that fail"]),
         "",
         f"The preset: {preset(places, truth)}.",
+        "",
+    ]
+
+
+def in_its_place(places: ByPlace, truth: Truth, highest: Collection[str], top_k: str) -> list[str]:
+    """Which architecture README recommends in the preset's place, as lines of the page.
+
+    Arguments:
+        highest: the arms at the highest rate that was tried, so that none brackets it.
+    """
+    rows, least = {}, _mean_back(places, TODAY) + AHEAD_OF_PRESET
+    for arm in next(iter(places.values())):
+        if _mean_back(places, arm) < least:
+            continue
+        fails = preset_fails(places, truth, arm, top_k)
+        not_run = ["MCC"] * (arm not in [*truth.values()][-1])
+        not_run += ["a higher rate"] * (arm in highest)
+        answer = "not at this rate" if _is_out(fails) else "undecided" if not_run else "yes"
+        cells = [f"{_mean_back(places, arm):.4f}", "; ".join(fails) or "none"]
+        rows[arm] = [*cells, "; ".join(not_run) or "nothing", answer]
+    columns = ["FVE of what comes back", "conditions that fail", "not run", "in its place?"]
+    return [
+        f"Architectures that lead the preset ({least - AHEAD_OF_PRESET:.4f}) by {AHEAD_OF_PRESET:g} in the mean over their "
+        f"{len(places)} places{':' if rows else ': none.'}",
+        "",
+        *(table("", rows, columns) if rows else []),
         "",
     ]
 

@@ -313,7 +313,25 @@ def by_the_rules(content: Content) -> list[str]:
     places = {
         place: {arm: means(content, part, arm) for arm in FIRST} for place, part in parts.items()
     }
-    return rules.verdict(places, mcc)
+    return rules.verdict(places, mcc) + instead(content, mcc)
+
+
+def instead(content: Content, mcc: rules.Truth) -> list[str]:
+    """What the rules say of row 6. Each arm's name has its rate: truth is of those at their own."""
+    parts = {place.name: f"architectures: {place.name}" for place in (BLOCKS_2, BLOCKS_0, MLP_OUT)}
+    lrs = {row["arm"]: row["lr"] for row in content["saes"] if row["part"] in parts.values()}
+    if not {*parts.values()} <= content["parts"].keys():
+        return []
+    names = {arm: f"{arm}, lr {lr:g}" for arm, lr in lrs.items()}
+    places = {
+        place: {names[arm]: means(content, part, arm) for arm in names}
+        | {rules.TODAY: means(content, f"start: {place}", rules.TODAY)}
+        for place, part in parts.items()
+    }
+    own = {arm: name for arm, name in names.items() if arm in FIRST and FIRST[arm].lr == lrs[arm]}
+    truth_of = {n: {own[arm]: found[arm] for arm in own} for n, found in mcc.items()}
+    highest = [names[arm] for arm, tried in RATES.items() if lrs[arm] == max(tried)]
+    return rules.in_its_place(places, truth_of, highest, names["TopK"])
 
 
 def tables(content: Content) -> list[str]:

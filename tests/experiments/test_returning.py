@@ -90,3 +90,33 @@ def test_a_shorter_noise_must_lead_by_a_hundredth(rows):
     assert rules.preset(places, truth) == shorter, "what fails at mlp_out alone stays"
     places["blocks.2"][shorter]["fve"] = 0.8
     assert rules.preset(places, truth) == "vSAE"
+
+
+@pytest.mark.parametrize(
+    ("ahead", "own", "measured", "highest", "answer"),
+    [
+        (0.019, {}, True, (), None),
+        (0.021, {}, True, (), "yes"),
+        (0.021, {}, False, (), "undecided"),
+        (0.021, {}, True, ("L2",), "undecided"),
+        (0.021, {"mlp_out": 0.8}, True, (), "yes"),
+        (0.021, {"blocks.2": 0.8994}, False, ("L2",), "not at this rate"),
+    ],
+)
+def test_another_architecture_is_recommended_by_the_rule(
+    ahead, own, measured, highest, answer, rows
+):
+    places, truth = rows
+    for place, arms in places.items():
+        arms["L2"] = arms["vSAE"] | {"in_function_fve": 0.6 + ahead, "fve": own.get(place, 0.9)}
+        del arms["vSAE" + rules.DATA]
+    if measured:
+        truth["6.1M"]["L2"] = 0.95
+    answers = [
+        line.split("|")[-2].strip()
+        for line in rules.in_its_place(places, truth, highest, "TopK")
+        if line.startswith("| L2")
+    ]
+    assert answers == ([] if answer is None else [answer])
+    truth["6.1M"]["L2"] = 0.9
+    assert "yes" not in str(rules.in_its_place(places, truth, highest, "TopK")), "its MCC fails"
