@@ -2,12 +2,15 @@
 
 import logging
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch as t
-from measurement import contexts_of_rows
+from dictionary_learning.dictionary import AutoEncoder
+from measurement import codes_of_rows, contexts_of_rows
 from report_runs import train
+from scipy.optimize import linear_sum_assignment
 
 from dictionary_learning_ext.errors import TextError
 from dictionary_learning_ext.evaluation.folders import OpenedFolders, open_folders
@@ -72,10 +75,47 @@ def test_too_few_tokens_are_refused(x):
 
 
 def test_tokens_of_few_kinds_come_back(x):
-    numbers = come_back_of(random_token_saes(x, [(F, K)] * 2), contexts_of_rows((x,)))
+    saes = random_token_saes(x, [(F, K)] * 2)
+    numbers = come_back_of(saes, contexts_of_rows((x,)))
     assert numbers.keys() == {"l0", *(measure.key for measure in SHOWN)}
-    assert 0.2 < numbers["as_direction"] < 1
     assert 0 < numbers["in_function_fve"] < numbers["fve"] < 1
+    one_FD, other_FD = (sae.encoder.weight.numpy(force=True) for sae in saes)
+    cosines_FF = abs(one_FD @ other_FD.T)
+    matched = cosines_FF[linear_sum_assignment(cosines_FF, maximize=True)]
+    assert 0.2 < (matched >= 0.7).mean() < 1
+    assert numbers["as_direction"] == pytest.approx((matched >= 0.7).mean()), "of the tokens"
+
+
+class Activations:
+    """Hands out the same activations, and keeps what was asked for."""
+
+    def __init__(self, x):
+        self.x, self.asked = x, {}
+
+    def contexts(self, split, tokens):
+        self.asked[split] = tokens
+        return contexts_of_rows((self.x,))
+
+
+def test_beside_an_sae_without_k_they_have_its_mean_l0(x):
+    sae = AutoEncoder(D, F)
+    with t.no_grad():
+        sae.encoder.weight.normal_(generator=t.Generator().manual_seed(2))
+        sae.encoder.bias.fill_(-10.0)
+    codes = [codes_of_rows(sae, x)] * 2
+    l0 = float((codes[0].code_NF != 0).sum() / len(x))
+    assert codes[0].k is None
+    assert 2 < l0 < 8
+    numbers = random_tokens(Activations(x), codes, None, keep=False)
+    assert numbers["l0"] == pytest.approx(round(l0), rel=0.01)
+
+
+@pytest.mark.parametrize(("n_features", "tokens"), [(F, 40_000), (3_000, 48_000)])
+def test_they_are_drawn_from_enough_tokens_for_their_features(n_features, tokens, x):
+    opened = Activations(x[:10])  # too few, so nothing is fitted
+    codes = [SimpleNamespace(n_features=n_features, k=K, tokens=7)] * 2
+    assert random_tokens(opened, codes, None, keep=False) is None
+    assert opened.asked == {"train": tokens}
 
 
 @pytest.fixture
@@ -93,6 +133,9 @@ def test_what_comes_back_of_random_tokens_is_kept_for_a_text_and_sizes(two, monk
     assert found == kept_random_tokens(codes, saes[0])
     assert random_tokens(opened, codes, saes[1], keep=False) == found
     assert kept_random_tokens(codes, saes[1]) is None
+    on_training_text = random_tokens(opened, codes, saes[1], split="train")
+    assert kept_random_tokens(codes, saes[1]) is None, "of held-out text alone they are kept"
+    assert random_tokens(opened, codes, saes[0], split="train") == on_training_text != found
     others = [*opened.codes(400).values()]
     assert kept_random_tokens(others, saes[0]) is None
     with caplog.at_level(logging.INFO):

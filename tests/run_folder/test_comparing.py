@@ -11,6 +11,7 @@ from dictionary_learning_ext.config.run import RunConfig
 from dictionary_learning_ext.run_folder.comparing import (
     evaluation_file,
     former_evaluation,
+    grouped_by_setting,
     measured_on,
     measurements,
     same_model,
@@ -148,6 +149,26 @@ def test_caches_of_the_same_content_are_one(small_cache, tmp_path):
 
     assert differ(cached("a", "1"), cached("b", "1")) == []
     assert differ(cached("a", "1"), cached("b", "2")) == ["activations"]
+
+
+def grouped(**configs):
+    saes = {name: SAEFolder(name, Path(name), one) for name, one in configs.items()}
+    return grouped_by_setting(saes)
+
+
+def test_saes_of_one_setting_are_of_one_language_model_and_hook_point():
+    def of_upstream(seed, module, lm):
+        place = {"submodule_name": module, "lm_name": lm}
+        return config({"trainer_class": "TopKTrainer", "seed": seed} | place)
+
+    first, second = "blocks.1.hook_resid_post", "blocks.2.hook_resid_pre"
+    same = {"a": of_upstream(0, first, "here/lm"), "b": of_upstream(1, second, "there/lm")}
+    others = {
+        "hook": of_upstream(2, "blocks.1.hook_mlp_out", "here/lm"),
+        "model": of_upstream(2, first, "here/other"),
+    }
+    assert grouped(**same, **others) == [["a", "b"], ["hook"], ["model"]]
+    assert grouped(a=run(model="here/lm"), b=run(model="there/lm")) == [["a", "b"]]
 
 
 def run(steps=100, **settings):

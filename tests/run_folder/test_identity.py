@@ -1,5 +1,6 @@
 """What a measurement is of: a hash follows the content of weights, text and model, and nothing else."""
 
+import json
 import os
 import shutil
 
@@ -52,6 +53,31 @@ def test_a_cache_stands_for_its_text_and_model(small_cache, tmp_path):
     assert found == ("activations", sources_of({"activations": str(copy)})["activations"])
     (copy / "manifest.json").unlink()
     assert sources_of({"activations": str(copy)})["activations"] not in (found[1], None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_other"),
+    [
+        ({"ctx_len": 5}, True),
+        ({"lm_dtype": "bfloat16"}, True),
+        ({"language_model": "abc"}, True),
+        ({"text_packing": "truncate"}, True),
+        ({"model": "elsewhere/lm", "data_seed": 7, "eval_tokens": 7}, False),
+    ],
+    ids=str,
+)
+def test_a_cache_is_another_where_its_held_out_activations_are(
+    changes, is_other, small_cache, tmp_path
+):
+    def hash_of(folder):
+        return sources_of({"activations": str(folder)})["activations"]
+
+    path = shutil.copytree(small_cache, tmp_path / "copy") / "manifest.json"
+    manifest = json.loads(path.read_text())
+    assert all(manifest["settings"][name] != value for name, value in changes.items())
+    manifest["settings"] |= changes
+    path.write_text(json.dumps(manifest))
+    assert (hash_of(path.parent) != hash_of(small_cache)) == is_other
 
 
 def test_an_sae_is_known_by_its_weights_and_another_librarys_by_its_settings_too(trained, tmp_path):

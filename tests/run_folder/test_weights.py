@@ -14,13 +14,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from small_commands import content, refused
 
-from dictionary_learning_ext import VariationalTopKAutoEncoder
+from dictionary_learning_ext import VariationalTopKAutoEncoder, VSAETopK
 from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.errors import CheckpointError, ConfigError
 from dictionary_learning_ext.run_folder.tensors import read_state_dict
 from dictionary_learning_ext.run_folder.weights import (
     for_raw_activations,
     load_dictionary,
+    save_weights,
 )
 
 
@@ -159,6 +160,18 @@ def test_a_scaled_copy_takes_raw_activations_and_leaves_the_original(posterior):
     assert all(t.equal(value, before[name]) for name, value in sae.state_dict().items())
     assert t.allclose(scaled.encode(3 * x), 3 * sae.encode(x), rtol=1e-5, atol=1e-5)
     assert for_raw_activations(sae, 1.0) is sae
+
+
+@pytest.mark.parametrize("factor", [1.0, 3.0])
+def test_what_is_saved_of_parameters_in_bfloat16_is_float32(factor, tmp_path):
+    sae = VSAETopK(4, 8, 2).to(t.bfloat16)
+    with t.no_grad():
+        sae.encoder.bias.normal_(generator=t.Generator().manual_seed(0))
+    save_weights(tmp_path / "ae.pt", sae, factor)
+    state = read_state_dict(tmp_path / "ae.pt")
+    assert state["encoder.weight"].dtype == state["encoder.bias"].dtype == t.float32
+    t.testing.assert_close(state["encoder.bias"], factor * sae.encoder.bias.float())
+    assert sae.encoder.bias.dtype == t.bfloat16, "the original stays"
 
 
 @pytest.fixture(scope="module")

@@ -247,6 +247,19 @@ def test_config_has_the_sigma_and_the_weight_of_auxk_that_follow_from_the_activa
     assert again.auxk_alpha == trainer.auxk_alpha == 50 / 32
 
 
+@pytest.mark.parametrize("architecture", [VSAE, GATES])
+@pytest.mark.parametrize(
+    ("told", "warns"), [(D, False), (1.7 * D, False), (2.5 * D, True), (D / 2.5, True)]
+)
+def test_activations_of_other_units_than_those_told_are_warned_of(
+    architecture, told, warns, caplog
+):
+    made(architecture, mean_squared_norm=told).update(0, batch(0, rows=2000))
+    said = re.findall(r"set mean_squared_norm=([\d.]+)", caplog.text)
+    assert len(said) == warns
+    assert all(float(energy) == pytest.approx(D, rel=0.05) for energy in said)
+
+
 @pytest.mark.parametrize("architecture", OURS)
 def test_a_trainers_noise_is_of_its_seed_or_else_of_torchs(architecture):
     def noise(seed, of_torch):
