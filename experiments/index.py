@@ -38,9 +38,11 @@ class Experiment:
 
     @property
     def measured_by(self) -> str:
-        """The commands that make the raw results, in Markdown: a new page's first line."""
+        """The commands that make the raw results, in Markdown: a new page's first line, with a link to the script."""
         first, *others = [stage for stage in self.stages if stage in ("train", "bench")]
-        return ", ".join([f"`python -m {self.module} {first}`", *(f"`{s}`" for s in others)])
+        script = f"../{self.name.replace('.', '/')}.py"
+        command = f"[`python -m {self.module} {first}`]({script})"
+        return ", ".join([command, *(f"`{s}`" for s in others)])
 
     @property
     def raw(self) -> tuple[str, ...]:

@@ -88,7 +88,7 @@ def write_tables(page: Path, lines: Sequence[str], command: str) -> None:
     Args:
         command: what measures, in Markdown: the first line of a page that is not there yet.
     """
-    former = f"{command}\n\n{BEGIN}\n{END}\n"
+    former = f"{command}. [Raw rows]({page.stem}.json).\n\n{BEGIN}\n{END}\n"
     if page.exists():
         former = page.read_text(encoding="utf-8")
     page.parent.mkdir(parents=True, exist_ok=True)

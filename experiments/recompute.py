@@ -891,7 +891,10 @@ def losses(numbers: dict[str, float]) -> list[tuple[str, float]]:
         for name, value in numbers.items()
         if name.endswith(".ce")
     }
-    added |= {n.removesuffix(".nats"): nats for n, nats in numbers.items() if n.endswith(".nats")}
+    for name, nats in numbers.items():
+        arm, _, measure = name.rpartition(".")
+        if measure in ("nats", "loss_added"):
+            added[arm] = nats
     top_k = {arm: f"{arm.rpartition('.')[0]}.topk" for arm in added}
     return [
         (f"{arm}.loss", lost / added[top_k[arm]])
