@@ -44,6 +44,8 @@ def build_trainer(
     }
     if isinstance(sae, AuxKOptions):  # upstream's threshold starts past the end of a short run
         place["threshold_start_step"] = min(1000, steps // 2)
+        if row.function == "jump_relu":  # and would lag behind what these encode by
+            place["threshold_beta"] = 1 - 1 / min(1000, max(1, steps // 100))
     if row.is_adapted:
         t.manual_seed(sae.seed)  # JumpReluTrainer does not seed itself
         trainer = UpstreamTrainer(trainer_class, sae, energy, place, in_bf16=dtype == "bfloat16")
