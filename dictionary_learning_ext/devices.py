@@ -2,8 +2,10 @@
 
 import contextlib
 import ctypes
+import functools
 import logging
 import os
+import platform
 from collections.abc import Iterator
 from typing import Any
 
@@ -50,9 +52,27 @@ def chosen_device(device: str | None, name: str = "device") -> str:
     return device
 
 
+@functools.cache
+def bf16_instructions() -> str | None:
+    """The instructions by which torch multiplies bfloat16 matrices on this CPU: AMX, AVX-512 or another architecture's.
+    None if it has none.
+
+    On x86, an environment that limits torch to AVX2 (ATEN_CPU_CAPABILITY) leaves none.
+    """
+    if not (t.backends.mkldnn.is_available() and t.ops.mkldnn._is_mkldnn_bf16_supported()):
+        return None
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return platform.machine()
+    if t.backends.cpu.get_cpu_capability() in ("AVX2", "NO AVX", "DEFAULT"):
+        return None
+    if t.cpu._is_amx_tile_supported():  # torch 2.6 has no public names for these
+        return "AMX"
+    return "AVX-512" if t.cpu._is_avx512_bf16_supported() else None
+
+
 def warn_of_slow_bf16(device: str, dtype: str) -> None:
     """Warn of bfloat16 on a CPU that lacks instructions for it."""
-    is_slow = device == "cpu" and t.backends.cpu.get_cpu_capability() == "AVX2"
+    is_slow = device == "cpu" and bf16_instructions() is None
     if is_slow and dtype == "bfloat16":
         logger.warning(
             "dtype='bfloat16': this CPU has no instructions for it (AVX2), and matmuls take several times as "

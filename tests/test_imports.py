@@ -69,7 +69,7 @@ def imports_public_names(importer, imported):
 
 
 def imports_more_than_equations_into_kernels(importer, imported):
-    of_trainers = ("posterior", "sparse_sum", "step", "kernels")
+    of_trainers = ("matmuls", "posterior", "sparse_sum", "step", "kernels")
     allowed = ("config", "errors", *(f"trainers.{name}" for name in of_trainers))
     names = tuple(f"{name}." for name in allowed)
     return importer.startswith("trainers.kernels") and not f"{imported}.".startswith(names)

@@ -15,8 +15,9 @@ from ..config.sae import ProbabilisticTopKConfig
 from .base import SamplingTopKTrainer
 from .kernels import compiled
 from .kernels.select import top_k
+from .matmuls import product
 from .parts import WHOLE, Part, Selection
-from .step import MeanSelection, dead_features_loss, decode, largest, product
+from .step import MeanSelection, dead_features_loss, decode, largest
 
 MAGNITUDE_WEIGHT = 1e-4
 """The logit's weight in a feature's score. It breaks ties between gates that are fully open."""

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
 import torch as t
-from torch.nn import functional
 
 from ..config.sae import NoiseOn, SelectBy, Variational
+from .matmuls import Densities, product
 from .parts import WHOLE, Part, Selection
 from .posterior import kl_scale, noise_scale, variance_kl
 from .sparse_sum import SparseSum, starts_of, weighted_sums
@@ -175,12 +175,6 @@ def code_by_mean(x_BD: t.Tensor, weights: Weights, objective: StepObjective) -> 
     return draw_code(
         means(x_BD, weights, objective), t.zeros(()), objective.draw._replace(noise_scale=0.0)
     )
-
-
-def product(x: t.Tensor, weight: t.Tensor, matmul_dtype: t.dtype | None) -> t.Tensor:
-    """x W^T, computed and returned in `matmul_dtype` (None: the weight's): (…, M), (N, M) -> (…, N)."""
-    dtype = matmul_dtype or weight.dtype
-    return functional.linear(x.to(dtype), weight.to(dtype))
 
 
 def centred(x_BD: t.Tensor, weights: Weights, part: Part) -> t.Tensor:
@@ -342,8 +336,9 @@ def mean_selection(mu_BF: t.Tensor, code: Code, objective: StepObjective) -> Mea
 # --- the reconstruction
 
 
-_DENSE_FROM = 1 / 256
-"""The k/F from which a dense matmul is faster on a GPU than reading K rows of weights per token."""
+def dense_from(matmul_dtype: t.dtype, device: t.device) -> float:
+    """The k/F from which a dense matmul is faster than reading K rows of weights per token."""
+    return Densities.here(matmul_dtype).sparse if device.type == "cpu" else 1 / 256
 
 
 def decode(
@@ -351,7 +346,7 @@ def decode(
 ) -> t.Tensor:
     """W_dec f, (B, D), where f is 0 except for the values of a selection."""
     n_features = W_dec_DF.shape[1]
-    if values_BK.shape[1] < _DENSE_FROM * n_features:
+    if values_BK.shape[1] < dense_from(matmul_dtype, W_dec_DF.device) * n_features:
         indices, rows = selection.indices, selection.rows
         found: Any = SparseDecode.apply(indices, values_BK, W_dec_DF.t(), matmul_dtype, rows)
         return found

@@ -17,8 +17,8 @@ from ..config.checks import require_sizes
 from ..config.sae import VAEaseConfig, VAEaseOptions
 from .base import SamplingTrainer
 from .dictionaries import OwnDictionary, nonzero_norms, require_scale, require_width
+from .matmuls import product
 from .posterior import GatedPosterior
-from .step import product
 
 
 class VAEase(OwnDictionary):

@@ -15,6 +15,7 @@ from ..config.checks import require_sizes
 from ..config.sae import VSAEAsPublishedConfig
 from .base import SamplingTrainer
 from .dictionaries import OwnDictionary, nonzero_norms, require_scale, require_width
+from .matmuls import Linear
 from .posterior import kl_scale
 
 START_NORM = 0.1
@@ -49,8 +50,8 @@ class VSAETopK(OwnDictionary):
         self.activation_dim, self.dict_size = activation_dim, dict_size
         self.register_buffer("k", t.tensor(k, dtype=t.int))
         self.register_buffer("gain_F", t.ones(dict_size), persistent=False)
-        self.encoder = nn.Linear(activation_dim, dict_size)
-        self.decoder = nn.Linear(dict_size, activation_dim)
+        self.encoder = Linear(activation_dim, dict_size)
+        self.decoder = Linear(dict_size, activation_dim)
         with t.no_grad():  # :189 to :205
             w_DF = t.randn(activation_dim, dict_size)
             w_DF = w_DF / w_DF.norm(dim=0) * START_NORM

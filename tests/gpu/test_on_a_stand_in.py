@@ -70,7 +70,7 @@ SETTINGS = [
 
 @pytest.mark.parametrize(("form", "settings"), SETTINGS, ids=str)
 def test_no_setting_of_a_vsae_mixes_devices_or_waits_in_a_step(form, settings, cuda, monkeypatch):
-    monkeypatch.setattr(definition, "_DENSE_FROM", t.inf if form == "sparse" else 0.0)
+    monkeypatch.setattr(definition, "dense_from", lambda *_: t.inf if form == "sparse" else 0.0)
     trainer = built("vsae_top_k", device=DEVICE, dead_feature_threshold=1, **settings)
     assert require_steps(trainer, cuda) == {DEVICE}
 

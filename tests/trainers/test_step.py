@@ -28,7 +28,7 @@ from dictionary_learning_ext.trainers.step import SparseDecode, code_by_mean, va
 def decode_as(monkeypatch):
     """Sets how codes are decoded, whatever k/F is."""
     return lambda form: monkeypatch.setattr(
-        step, "_DENSE_FROM", {"sparse": t.inf, "dense": 0.0}[form]
+        step, "dense_from", lambda *_: {"sparse": t.inf, "dense": 0.0}[form]
     )
 
 

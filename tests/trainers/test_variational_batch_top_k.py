@@ -24,8 +24,8 @@ from dictionary_learning_ext.trainers import step as definition
 from dictionary_learning_ext.trainers.dictionaries import TopKCode
 from dictionary_learning_ext.trainers.kernels import compiled, products
 from dictionary_learning_ext.trainers.kernels.compiled import SharedCode
-from dictionary_learning_ext.trainers.kernels.products import Densities
 from dictionary_learning_ext.trainers.kernels.step import step
+from dictionary_learning_ext.trainers.matmuls import Densities
 from dictionary_learning_ext.trainers.step import (
     Draw,
     StepObjective,
@@ -57,7 +57,7 @@ def test_point_without_kl_is_upstreams_trainer(is_sparse, k, monkeypatch):
     for name, value in theirs.ae.state_dict().items():
         assert t.equal(ours.ae.state_dict()[name], value), name
     in_float64(ours), in_float64(theirs)
-    monkeypatch.setattr(definition, "_DENSE_FROM", t.inf if is_sparse else 0.0)
+    monkeypatch.setattr(definition, "dense_from", lambda *_: t.inf if is_sparse else 0.0)
     for i in range(100):
         x = data(seed=i, dtype=t.float64)
         ours.update(i, x.clone())
@@ -188,7 +188,7 @@ def test_the_loss_is_the_equations_written_densely(options):
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda o: "-".join(o.values()))
 def test_the_compiled_step_is_the_definition(options, form, monkeypatch):
     densities = {"sparse": (1.0, 1.0), "mixed": (1.0, 0.0), "dense": (0.0, 0.0)}[form]
-    monkeypatch.setattr(products.Densities, "here", lambda: Densities(*densities))
+    monkeypatch.setattr(products.Densities, "here", lambda _: Densities(*densities))
     x, weights, objective = a_step(**options)
     narrow = in_float32(x, weights, objective)
     narrow[2].generator.manual_seed(7)

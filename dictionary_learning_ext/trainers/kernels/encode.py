@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch as t
 from torch.nn import functional
 
+from ..matmuls import operand
 from .products import all_products
 
 
@@ -38,13 +39,15 @@ class BatchMeans:
         self.weight_FD, self.bias_F = weight_FD, bias_F
         self.rectify = rectify
         self.centred_BD = centred_BD
-        self._operands = centred_BD.to(matmul_dtype), weight_FD.to(matmul_dtype)
+        self._matmul_dtype = matmul_dtype
+        self._operands = operand(centred_BD, matmul_dtype), operand(weight_FD, matmul_dtype)
         self._kept_BF = None
         if rectify:
             if matmul_dtype == weight_FD.dtype:
                 mu_BF = functional.linear(*self._operands, bias_F)
             else:  # a sum in bf16 would be rounded
-                mu_BF = functional.linear(*self._operands).to(weight_FD.dtype).add_(bias_F)
+                products_BF = functional.linear(*self._operands).to(matmul_dtype)
+                mu_BF = products_BF.to(weight_FD.dtype).add_(bias_F)
             self._kept_BF = mu_BF.relu_()
 
     def of(self, features: t.Tensor) -> t.Tensor:
@@ -52,28 +55,31 @@ class BatchMeans:
         if self._kept_BF is not None:
             return self._kept_BF[:, features]
         x_BD, weight_FD = self._operands
-        return all_products("encoder", x_BD, weight_FD[features]) + self.bias_F[features]
+        products_BM = all_products("encoder", x_BD, weight_FD[features])
+        return products_BM.to(self._matmul_dtype) + self.bias_F[features]
 
     def unfinished(self, rows: slice) -> tuple[t.Tensor, t.Tensor]:
         """The means of some rows, as two terms to add: products (overwritten by the next call) and a bias."""
         if self._kept_BF is not None:
             return self._kept_BF[rows], t.zeros_like(self.bias_F)
         x_BD, weight_FD = self._operands
-        return all_products("encoder", x_BD[rows], weight_FD), self.bias_F
+        products_BF = all_products("encoder", x_BD[rows], weight_FD)
+        return products_BF.to(self._matmul_dtype), self.bias_F
 
     def moments(self) -> "Moments":
         """The moments of all features' means over the batch."""
         x_BD, weight_FD = self._operands
-        dtype, batch = self.weight_FD.dtype, len(self.centred_BD)
+        dtype, rounded, batch = self.weight_FD.dtype, self._matmul_dtype, len(self.centred_BD)
         if self._kept_BF is not None:
             mu_BF = self._kept_BF
-            cross_FD = (mu_BF.to(x_BD.dtype).t() @ x_BD).to(dtype).div_(batch)
+            cross_FD = (operand(mu_BF, rounded).t() @ x_BD).to(rounded).to(dtype).div_(batch)
             return Moments(cross_FD, mu_BF.sum(0).div_(batch), mu_BF.square().sum(0).div_(batch))
         mean_x_D = self.centred_BD.mean(0)
         mean_F = self.weight_FD @ mean_x_D + self.bias_F
         # Subtract the mean before the matmul: it may be large, and bf16 keeps 8 bits.
-        x_BD = (self.centred_BD - mean_x_D).to(weight_FD.dtype)
-        covariance_FD = (weight_FD @ (x_BD.t() @ x_BD).div_(batch)).to(dtype)
+        x_BD = operand(self.centred_BD - mean_x_D, rounded)
+        second_DD = operand((x_BD.t() @ x_BD).to(rounded).div_(batch), rounded)
+        covariance_FD = (weight_FD @ second_DD).to(rounded).to(dtype)
         square_F = t.linalg.vecdot(covariance_FD, self.weight_FD).clamp_(min=0) + mean_F**2
         return Moments(covariance_FD.addr_(mean_F, mean_x_D), mean_F, square_F)
 

@@ -12,38 +12,12 @@ Sparse products take B K D multiplications and dense ones B F D, but dense ones 
 give the same numbers up to rounding.
 """
 
-import functools
-from typing import NamedTuple
-
 import torch as t
 
+from ..matmuls import Densities, held_in, operand
 from ..sparse_sum import SparseSum, starts_of, weighted_sums
 from . import compiled
 from .memory import scratch
-
-
-class Densities(NamedTuple):
-    """The largest k/F at which sparse products are faster than matmuls. The defaults are for a CPU without AMX.
-
-    Measured on 2 cores with AVX-512, at B=2048, D=512, F=2048 (experiments/results/benchmark_parts.md).
-    """
-
-    sparse: float = 1 / 8
-    """For all products. With AMX it is 1/16."""
-    sparse_projection: float = 1 / 16
-    """For `project` with matmuls in bf16. With AMX it is 1/128: AMX multiplies bf16 matrices in a seventh of
-    fp32's time, and the sparse form isn't faster in bf16."""
-
-    @classmethod
-    def here(cls) -> "Densities":
-        """The densities for this machine."""
-        return cls(1 / 16, 1 / 128) if _has_amx() else cls()
-
-
-@functools.cache
-def _has_amx() -> bool:
-    """Whether this CPU multiplies bf16 matrices with AMX."""
-    return t.cpu._is_amx_tile_supported()  # torch 2.6 has no public name for it
 
 
 def top_k_code(
@@ -58,7 +32,7 @@ def top_k_code(
 
     Codes in use at the same time need different names.
     """
-    density, most = indices_BK.shape[1] / dict_size, Densities.here()
+    density, most = indices_BK.shape[1] / dict_size, Densities.here(matmul_dtype)
     if density > most.sparse:
         return DenseCode(indices_BK, dict_size, matmul_dtype, name, rows_BK)
     projects_densely = matmul_dtype == t.bfloat16 and density > most.sparse_projection
@@ -104,11 +78,11 @@ class SparseCode:
     def project(self, rows_BD: t.Tensor) -> t.Tensor:
         """Each row's products with its K features' weights, those of the last `combine`: (B, K)."""
         if self._projects_densely:
-            products_BF = all_products(
-                "projection", rows_BD.to(self._matmul_dtype), self._weight_FD
-            )
+            dtype = self._matmul_dtype
+            operands = operand(rows_BD, dtype), operand(self._weight_FD, dtype)
             places_BK = places_of(self.indices_BK, self.rows_BK, self.dict_size)
-            return products_BF.take(places_BK).to(rows_BD.dtype)
+            products_BK = all_products("projection", *operands).take(places_BK)
+            return products_BK.to(dtype).to(rows_BD.dtype)
         return self._sum.products_with(rows_BD)
 
     def outer(self, values_BK: t.Tensor, rows_BD: t.Tensor) -> t.Tensor:
@@ -136,34 +110,39 @@ class DenseCode:
     ):
         self.indices_BK = indices_BK
         self._matmul_dtype, batch = matmul_dtype, len(indices_BK)
-        self._code_BF = scratch(name, (batch, dict_size), matmul_dtype).zero_()
+        held = held_in(matmul_dtype, indices_BK.device)
+        self._code_BF = scratch(name, (batch, dict_size), held).zero_()
         self._places_BK = places_of(indices_BK, rows_BK, dict_size)
 
     def combine(self, values_BK: t.Tensor, weight_FD: t.Tensor) -> t.Tensor:
         """See `SparseCode.combine`."""
-        self._weight_FD = self._cast(weight_FD)
-        return (self._scattered(values_BK) @ self._weight_FD).to(weight_FD.dtype)
+        self._weight_FD = self._operand(weight_FD)
+        return self._rounded(self._scattered(values_BK) @ self._weight_FD, weight_FD.dtype)
 
     def project(self, rows_BD: t.Tensor) -> t.Tensor:
         """See `SparseCode.project`."""
-        products_BF = all_products("projection", self._cast(rows_BD), self._weight_FD)
-        return products_BF.take(self._places_BK).to(rows_BD.dtype)
+        products_BF = all_products("projection", self._operand(rows_BD), self._weight_FD)
+        return self._rounded(products_BF.take(self._places_BK), rows_BD.dtype)
 
     def outer(self, values_BK: t.Tensor, rows_BD: t.Tensor) -> t.Tensor:
         """See `SparseCode.outer`."""
-        return (self._scattered(values_BK).t() @ self._cast(rows_BD)).to(rows_BD.dtype)
+        products_FD = self._scattered(values_BK).t() @ self._operand(rows_BD)
+        return self._rounded(products_FD, rows_BD.dtype)
 
     def _scattered(self, values_BK: t.Tensor) -> t.Tensor:
         if t.are_deterministic_algorithms_enabled():  # put_ has no such form
-            values_N = self._cast(values_BK).flatten()
+            values_N = self._operand(values_BK).flatten()
             self._code_BF.flatten().scatter_(0, self._places_BK.flatten(), values_N)
             return self._code_BF
         return self._code_BF.put_(
-            self._places_BK, self._cast(values_BK)
+            self._places_BK, self._operand(values_BK)
         )  # a quarter of the time in bf16
 
-    def _cast(self, tensor: t.Tensor) -> t.Tensor:
-        return tensor.detach().to(self._matmul_dtype)
+    def _operand(self, tensor: t.Tensor) -> t.Tensor:
+        return operand(tensor.detach(), self._matmul_dtype)
+
+    def _rounded(self, products: t.Tensor, dtype: t.dtype) -> t.Tensor:
+        return products.to(self._matmul_dtype).to(dtype)
 
 
 def places_of(indices_BK: t.Tensor, rows_BK: t.Tensor | None, dict_size: int) -> t.Tensor:
@@ -174,7 +153,7 @@ def places_of(indices_BK: t.Tensor, rows_BK: t.Tensor | None, dict_size: int) ->
 
 
 def all_products(name: str, rows_BD: t.Tensor, weight_FD: t.Tensor) -> t.Tensor:
-    """rows W^T, (B, F), in a buffer that the next call with the same name overwrites."""
+    """rows W^T of operands, (B, F), in a buffer that the next call with the same name overwrites."""
     shape = (len(rows_BD), len(weight_FD))
     products_BF = scratch(name, shape, rows_BD.dtype)
     return t.mm(rows_BD, weight_FD.t(), out=products_BF)

@@ -4,13 +4,9 @@ import pytest
 import torch as t
 from recorded_ops import RecordedOps
 
-from dictionary_learning_ext.trainers.kernels import products
-from dictionary_learning_ext.trainers.kernels.products import (
-    DenseCode,
-    Densities,
-    SparseCode,
-    top_k_code,
-)
+from dictionary_learning_ext.trainers import matmuls
+from dictionary_learning_ext.trainers.kernels.products import DenseCode, SparseCode, top_k_code
+from dictionary_learning_ext.trainers.matmuls import Densities
 
 BATCH, D, F, K = 24, 6, 40, 5
 
@@ -80,17 +76,22 @@ def test_two_dense_codes_at_once_do_not_share_memory():
 
 
 @pytest.mark.parametrize(
-    ("k", "dict_size", "dtype", "form_made"),
+    ("instructions", "k", "dict_size", "dtype", "form_made"),
     [
-        (64, 2048, t.float32, "sparse"),
-        (512, 2048, t.float32, "dense"),
-        (64, 2048, t.bfloat16, "mixed"),
-        (512, 2048, t.bfloat16, "dense"),
-        (64, 32768, t.bfloat16, "sparse"),
+        ("AMX", 64, 2048, t.float32, "sparse"),
+        ("AMX", 512, 2048, t.float32, "dense"),
+        ("AMX", 64, 2048, t.bfloat16, "mixed"),
+        ("AMX", 512, 2048, t.bfloat16, "dense"),
+        ("AMX", 64, 32768, t.bfloat16, "sparse"),
+        (None, 64, 2048, t.bfloat16, "sparse"),
+        (None, 512, 2048, t.bfloat16, "mixed"),
+        (None, 512, 2048, t.float32, "dense"),
     ],
 )
-def test_the_form_is_chosen_by_density(k, dict_size, dtype, form_made, monkeypatch):
-    monkeypatch.setattr(products, "_has_amx", lambda: True)
+def test_the_form_is_chosen_by_density_and_instructions(
+    instructions, k, dict_size, dtype, form_made, monkeypatch
+):
+    monkeypatch.setattr(matmuls, "bf16_instructions", lambda: instructions)
     with RecordedOps() as ops:
         code = top_k_code(t.zeros(2, k, dtype=t.long), dict_size, dtype)
         code.combine(t.ones(2, k), t.ones(dict_size, 3))
@@ -100,9 +101,9 @@ def test_the_form_is_chosen_by_density(k, dict_size, dtype, form_made, monkeypat
 
 def test_with_amx_dense_products_are_worth_it_sooner(monkeypatch):
     found = []
-    for has_amx in (True, False):
-        monkeypatch.setattr(products, "_has_amx", lambda has_amx=has_amx: has_amx)
-        found.append(Densities.here())
+    for instructions in ("AMX", "AVX-512"):
+        monkeypatch.setattr(matmuls, "bf16_instructions", lambda name=instructions: name)
+        found.append(Densities.here(t.bfloat16))
     assert all(0 < one < other for one, other in zip(*found, strict=True))
 
 

@@ -25,9 +25,9 @@ from step_cases import (
 from dictionary_learning_ext.trainers import step as definition
 from dictionary_learning_ext.trainers.kernels import compiled, products
 from dictionary_learning_ext.trainers.kernels.encode import BatchMeans
-from dictionary_learning_ext.trainers.kernels.products import Densities
 from dictionary_learning_ext.trainers.kernels.select import draw_batch
 from dictionary_learning_ext.trainers.kernels.step import step
+from dictionary_learning_ext.trainers.matmuls import Densities
 from dictionary_learning_ext.trainers.parts import Selection
 from dictionary_learning_ext.trainers.step import Weights, variational_loss
 
@@ -46,7 +46,7 @@ FORMS = {"sparse": Densities(1.0, 1.0), "mixed": Densities(1.0, 0.0), "dense": D
 @pytest.fixture
 def multiply_as(monkeypatch):
     """Sets the form of products with codes, at any density."""
-    return lambda form: monkeypatch.setattr(products.Densities, "here", lambda: FORMS[form])
+    return lambda form: monkeypatch.setattr(products.Densities, "here", lambda _: FORMS[form])
 
 
 def stepped(x, weights, objective):
