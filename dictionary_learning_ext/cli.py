@@ -12,14 +12,14 @@ from typing import Any, TextIO, cast
 from .commands.bench import BENCH
 from .commands.cache import CACHE, HOOKS
 from .commands.export import EXPORT, PUSH
-from .commands.flags import Command, flags_of, parse
+from .commands.flags import Command, parse
 from .commands.measure import COMPARE, EVAL, REPRODUCE
 from .commands.quickstart import QUICKSTART
 from .commands.report import REPORT
 from .commands.sweep import SWEEP
 from .commands.train import TRAIN
 from .config.checks import did_you_mean
-from .errors import Interrupted, UserError, advice_shown, naming_flags, printable
+from .errors import Interrupted, UserError, printable
 from .training.processes import Processes, is_first_to_say, launched
 
 COMMANDS: dict[str, Command[Any]] = {
@@ -47,7 +47,7 @@ class _Messages(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         is_plain = record.levelno == logging.INFO
         said = record.getMessage() if is_plain else super().format(record)
-        return printable(said if record.exc_info else advice_shown(said))
+        return printable(said)
 
 
 def _command(name: str, processes: Processes) -> Command[Any]:
@@ -98,14 +98,6 @@ def main(arguments: list[str] | None = None) -> int:
         os.environ.setdefault("GOMP_SPINCOUNT", "7000")
     # Collecting what torch and nnsight leave, when all memory is freed anyway, takes Python 3 CPU seconds.
     atexit.register(gc.freeze)
-    command = COMMANDS.get(args[0]) if args else None
-    typed = [flags_of(each) for each in (command, command and command.passed_on) if each]
-    with naming_flags({name for flags in typed for name in flags}):
-        return _run(args)
-
-
-def _run(args: list[str]) -> int:
-    """Run a command, and print why it ended early. Returns the exit status."""
     processes = launched()
     try:
         if args and args[0] == "help":

@@ -1,15 +1,11 @@
 """The errors that users can cause.
 
 Every message is one line that says what was given, what was expected and what to do instead. It names a setting as in
-Python, dict_size=8. On the command line, its advice names flags, --dict-size 8, see `naming_flags`. The command line prints it
-without a traceback and exits with status 2.
+Python and in config.json, dict_size=8. The command line prints it without a traceback and exits with status 2.
 """
 
 import re
 import shlex
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 from signal import Signals
 from typing import Any
 
@@ -61,36 +57,6 @@ def as_flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-_FLAGS: ContextVar[Collection[str]] = ContextVar("flags", default=())
-"""The settings that the user types as flags."""
-_SETTING = re.compile(
-    r"""(?<![\w./'"-])([a-z]\w*)=('[^']*'|[\w.:-]+)|(?<![\w./'"=-])([a-z]+_\w+)(?![\w/(=])"""
-)
-"""A setting in advice: with its value, or alone if no word of English looks the same."""
-
-
-@contextmanager
-def naming_flags(flags: Collection[str]) -> Iterator[None]:
-    """Name these settings in advice inside as flags: --dict-size for dict_size."""
-    token = _FLAGS.set(flags)
-    try:
-        yield
-    finally:
-        _FLAGS.reset(token)
-
-
-def advice_shown(text: str) -> str:
-    """Advice, with its settings named as flags inside `naming_flags`."""
-    return _SETTING.sub(_setting_shown, text)
-
-
-def _setting_shown(found: re.Match[str]) -> str:
-    name, value = found[1] or found[3], (found[2] or "").strip("'")
-    if name not in _FLAGS.get():
-        return found[0]
-    return as_flag(name) + (f" {in_shell(value)}" if value not in ("", "True") else "")
-
-
 class UserError(ValueError):
     """Base of the errors that users can cause.
 
@@ -120,8 +86,8 @@ class UserError(ValueError):
     def __str__(self) -> str:
         said = ": ".join(part for part in (self.where, self.given, self.problem) if part)
         if self.expected:
-            said += f"{'; ' if self.problem else ': '}expected {advice_shown(self.expected)}"
-        return f"{said}; {advice_shown(self.instead)}" if self.instead else said
+            said += f"{'; ' if self.problem else ': '}expected {self.expected}"
+        return f"{said}; {self.instead}" if self.instead else said
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self)!r})"

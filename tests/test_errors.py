@@ -11,7 +11,6 @@ from dictionary_learning_ext.errors import (
     Interrupted,
     TextError,
     bytes_shown,
-    naming_flags,
     printable,
 )
 
@@ -40,29 +39,6 @@ def test_a_message_is_one_line_that_names_the_setting(error, said):
     assert repr(error) == f"{type(error).__name__}({said!r})"
     arrived = pickle.loads(pickle.dumps(error))
     assert (str(arrived), arrived.name) == (said, error.name)
-
-
-@pytest.mark.parametrize(
-    ("advice", "typed"),
-    [
-        ("overwrite it with overwrite=True", "overwrite it with --overwrite"),
-        ("use eval_tokens=0", "use --eval-tokens 0"),
-        ("give data='my books.txt'", "give --data 'my books.txt'"),
-        ("choose another save_dir", "choose another --save-dir"),
-        ("use other data", "use other data"),
-        ("see save_dir/x, or `vsae train --data=save_dir`", None),
-        ("give lm='embedded' and my_option=2", None),
-    ],
-)
-def test_advice_names_flags_to_those_who_type_them(advice, typed):
-    error = ConfigError("no", name="data", value=1, expected=advice, instead=advice)
-    wrapped = error.within("a.json")
-    assert str(error) == f"data=1: no; expected {advice}; {advice}"
-    with naming_flags(("overwrite", "eval_tokens", "data", "save_dir")):
-        typed = typed or advice
-        assert str(error) == f"data=1: no; expected {typed}; {typed}"
-        assert str(wrapped) == f"a.json: {error}"
-    assert str(error) == f"data=1: no; expected {advice}; {advice}"
 
 
 def test_a_huge_value_is_cut():

@@ -144,7 +144,7 @@ def test_its_folder_is_evaluated_by_our_command(end_to_end, tmp_path, capsys):
     hook = f"--hook=blocks.{LAYER}.hook_resid_post"
     command = ["eval", end_to_end[0], "--model", "embedded", "--tokens", "128", f"--out={tmp_path}"]
     assert main([*command, f"--hook=blocks.{LAYER + 1}.hook_resid_post"]) == 2
-    assert hook in capsys.readouterr().err.replace("--hook ", "--hook=")
+    assert f"blocks.{LAYER}.hook_resid_post" in capsys.readouterr().err
     assert not any(tmp_path.iterdir())
     assert main([*command, hook]) == 0
     metrics = json.loads(

@@ -317,7 +317,7 @@ def test_held_out_tokens_that_are_missing_are_said_before_training(
     write_small(tmp_path / "cache", replace(cached_run, eval_tokens=0), 1000)
     for folder, held_out in ((own, 100), (tmp_path / "cache", 0)):
         line = refused([*train_, "--n-ctxs=50", f"--activations={folder}"], capsys)
-        assert all(part in line for part in (f" {held_out} ", "2,048", "--eval-tokens 0"))
+        assert all(part in line for part in (f" {held_out} ", "2,048", "eval_tokens=0"))
     assert not (tmp_path / "run").exists()
 
 

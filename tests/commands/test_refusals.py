@@ -56,9 +56,9 @@ REFUSED = {
     "train --resume {tmp}/nope": "nope: no such folder; expected a run folder, e.g. runs/NAME",
     "compare {measured} --columns fvee": "columns='fvee'",
     # A value that is out of range, or that doesn't go with the others
-    "train {small} --sigma -0.5": "sigma=-0.5: expected above 0 … use --posterior point",
+    "train {small} --sigma -0.5": "sigma=-0.5: expected above 0 … use posterior='point'",
     "train --config x --preset paper": "--preset and --config: give only one of them",
-    "train {small} --noise-to-signal 0.36 --sigma 0.5": "leave out sigma or --noise-to-signal",
+    "train {small} --noise-to-signal 0.36 --sigma 0.5": "leave out sigma or noise_to_signal",
     "train {small} --save-dir {file}/run": "can't be written",
     "eval {run} --model embedded": "activation_dim=16, but blocks.1 … of embedded is 128 wide",
     "train {small} --data {empty}": "{tmp}/empty.txt' … has 0 tokens",
@@ -116,7 +116,7 @@ def test_a_mistake_is_one_line_that_says_what_to_type(
 def test_a_sweeps_device_that_is_not_there_is_named(sweeps, capsys):
     line = refused(["sweep", sweeps["sweep"], "--devices=cuda:0,cuda:1"], capsys)
     assert line.startswith("vsae: devices='cuda:0': ")
-    assert line.endswith("; use --devices cpu")
+    assert line.endswith("; use devices='cpu'")
 
 
 def test_bench_without_its_extra_says_what_to_install(monkeypatch, capsys):

@@ -52,7 +52,7 @@ def test_train_prints_what_it_starts_from_where_the_sae_lies_and_what_it_is_wort
         ("--model nobody", "'./nobody' can't be loaded"),
         ("--hook blocks.2", "use e.g. blocks.2.hook_resid_post"),
         ("--ctx-len 100000", "ctx_len=100000"),
-        ("--dict-size 100000000000", "lower --dict-size"),
+        ("--dict-size 100000000000", "lower dict_size"),
         ("--device cuda:99", "device='cuda:99'"),
         ("--init-from nowhere", "init_from='nowhere': "),
     ],
@@ -103,7 +103,7 @@ def test_the_text_may_be_in_another_column(small, text, tmp_path, capsys):
     wrong = ["--data", str(tmp_path / "body.jsonl"), "--text-column", "story"]
     said = refused(["train", *small, *wrong, "--save-dir", tmp_path / "x"], capsys)
     assert "'story', it has 'body', 'text'; " in said
-    assert said.endswith("with --text-column")
+    assert said.endswith("with text_column")
 
 
 def test_flags_reach_the_trainer_and_the_weights_and_a_config_starts_another_run(small, tmp_path):
@@ -223,12 +223,12 @@ def test_a_resume_names_the_flags_that_were_typed_and_no_others(folder, flags, c
     again = ["train", f"--save-dir={folder}"]
     said = refused([*again, *flags, "--noise-to-signal=0.4"], capsys)
     assert "noise_to_signal=0.3, not 0.4" in said
-    assert f"(--noise-to-signal 0.3), or `vsae train --resume {folder}`, or " in said
+    assert f"(noise_to_signal=0.3), or `vsae train --resume {folder}`, or " in said
     # What only follows from a flag that differs is not named.
     without_steps = [flag for flag in flags if not flag.startswith("--steps")]
     said = refused([*again, *without_steps, "--seed=0"], capsys)
     assert "steps=12, not 8000; " in said
-    assert "started with (--steps 12), or `vsae train --resume" in said
+    assert "started with (steps=12), or `vsae train --resume" in said
 
 
 def test_a_run_that_resumes_says_where_it_continues(small, tmp_path, capsys):
@@ -280,7 +280,7 @@ def test_a_finished_run_is_trained_longer_by_the_command_that_the_error_names(
 def test_a_run_is_not_written_over(folder, flags, capsys):
     before = content(folder)
     said = refused(["train", *flags, "--seed=1", f"--save-dir={folder}"], capsys)
-    assert said.endswith(", or --overwrite")
+    assert said.endswith(", or overwrite=True")
     assert content(folder) == before
 
 
@@ -422,7 +422,7 @@ def test_the_same_command_leaves_out_an_sae_that_failed(flags, tmp_path, capsys)
     line = refused(command, capsys)
     assert f"trained and saved: {base / HOOKS[1]}" in line
     (base / HOOKS[1] / "failed.json").write_text('{"step": 3, "what": "a loss"}')
-    assert "another --save-dir" in refused(command, capsys)
+    assert "another save_dir" in refused(command, capsys)
 
 
 def test_the_same_command_leaves_out_an_sae_that_is_finished(flags, tmp_path):
