@@ -1,11 +1,13 @@
 """The commands of `vsae`, and the parser of their flags, which are the fields of a dataclass.
 
-The words that were typed are split into flags and values by the types of the fields, converted, and put into the
-dataclass. `argparse` takes the folder after a lone boolean for its value, and -1e-3 for a flag; and what a flag's
-default is, or whether there is such a flag, depends on other flags here (--preset, --architecture).
+The words that were typed are split into flags and values by the types of the fields, and converted. What a flag's default is,
+or whether there is such a flag, depends on other flags here (--preset, --architecture): a command's starting point has the
+defaults, and the values that were typed are put into it. `argparse` also takes the folder after a lone boolean for its value,
+and -1e-3 for a flag.
 """
 
 import ast
+import contextlib
 import functools
 import inspect
 import math
@@ -34,7 +36,7 @@ from typing import (
 
 from ..config.checks import Follows, close_names, described, did_you_mean
 from ..config.run import NONE
-from ..errors import FlagError, as_flag, in_shell
+from ..errors import FlagError, UserError, as_flag, in_shell
 
 F = TypeVar("F")
 
@@ -87,13 +89,13 @@ class Command(Generic[F]):
         flags: a dataclass. Its docstring says what the command does, and those of its fields are the
             help. The fields of a nested dataclass are flags too. Metadata of a field: "help" replaces the
             docstring, "metavar", and see `positional` and `HIDDEN`. Hidden fields of these names are filled
-            in: `typed` (the names of the flags that were typed), `words` (all words that were typed) and
-            `passed_on` (the flags of that command that were typed).
+            in: `typed` (the names of the flags that were typed), `given` (their values by name), `words` (all words that were
+            typed) and `passed_on` (the flags of that command that were typed).
         run: runs the command.
-        starting_point: returns the flags' defaults, given the text of each flag that was typed. It may put other
+        starting_point: returns the flags' defaults, given the value of each flag that was typed. It may put other
             dataclasses into fields; the flags are then theirs.
-        prepare: changes the words before they are parsed.
-        others: dataclasses with flags that another starting point has.
+        prepare: changes the words of each flag, by its name, before they are converted.
+        others: dataclasses with flags that another starting point has. The last one with a flag says its type.
         unknown: the message for a flag of `others` that this starting point doesn't have. Such a flag is accepted
             and ignored if its value is none.
         passed_on: another command whose flags may be typed too.
@@ -107,8 +109,8 @@ class Command(Generic[F]):
     name: str
     flags: type[F]
     run: Callable[[F], None]
-    starting_point: Callable[[dict[str, str]], F] | None = None
-    prepare: Callable[[list[str]], list[str]] | None = None
+    starting_point: Callable[[dict[str, Any]], F] | None = None
+    prepare: Callable[[dict[str, list[str]]], dict[str, list[str]]] | None = None
     others: tuple[type, ...] = ()
     unknown: Callable[[str, F], str] | None = None
     passed_on: "Command[Any] | None" = None
@@ -129,18 +131,8 @@ def vsae() -> str:
     return shlex.quote(str(beside.relative_to(here) if beside.is_relative_to(here) else beside))
 
 
-def typed_texts(args: list[str]) -> dict[str, str]:
-    """The word after each flag, by the name of its field ("none" for None). Flags without a word are left out.
-
-    It doesn't know types: the word after a lone boolean counts as its value.
-    """
-    given: dict[str, str] = {}
-    for arg, following in pairwise([*args, "--"]):
-        name, has_value, value = arg[2:].partition("=")
-        value = os.path.expanduser(value if has_value else following)
-        if arg.startswith("--") and (has_value or not following.startswith("--")):
-            given[name.replace("-", "_")] = NONE if value.lower() == NONE else value
-    return given
+DEFAULT: Any = object()
+"""The value of a flag that was typed as none and whose default follows from others."""
 
 
 def parse(command: Command[F], args: list[str]) -> F:
@@ -148,31 +140,41 @@ def parse(command: Command[F], args: list[str]) -> F:
 
     Raises: UserError for a mistake.
     """
-    args = args if command.prepare is None else command.prepare(args)
-    start = _start_of(command, typed_texts(args))
-    options = _options_of(start)
-    if asked := _HELP & set(args):
-        print(_help(command, options, everything="--help-all" in asked), flush=True)
+    if asked := _HELP & {*args}:
+        values = {}
+        with contextlib.suppress(UserError):  # the help comes before what is wrong
+            values = _values(command, _sorted(command, [w for w in args if w not in _HELP]))
+        start = _start_of(command, values)
+        print(_help(command, _with_defaults(start), everything="--help-all" in asked), flush=True)
         raise SystemExit(0)
-    changes: dict[str, Any] = {}
     try:
-        typed, words, passed_on = _sorted(command, args, start, options)
-        for name, values in typed.items():
-            plural = f"use --{name}s {{values}}" if f"{name}s" in options else command.several
-            changes[name] = _converted(options[name], values, plural)
-        changes |= _positional_values(options, words, typed)
-        needed = [one for name, one in options.items() if one.default is MISSING]
-        if missing := [one for one in needed if one.name not in changes]:
+        words = _sorted(command, args)
+        values = _values(command, words)
+        start = _start_of(command, values)
+        own = _options_in(start)
+        values |= _positional_values(own, words.arguments, words.typed)
+        for name, typed in words.typed.items():
+            if name in own and values[name] is DEFAULT:
+                values[name] = _converted(own[name], typed)
+            elif name not in own and values.pop(name) is not DEFAULT and command.unknown:
+                said = in_shell(*words.of_flag[name])
+                raise FlagError(f"{said}: {command.unknown(name, start)}", name=name)
+        needed = [one for one in own.values() if one.default is MISSING and one.name not in values]
+        if needed:
             raise FlagError(
-                f"expected {' and '.join(f'{one.flag}, {_expected(one)}' for one in missing)}"
+                f"expected {' and '.join(f'{one.flag}, {_expected(one)}' for one in needed)}"
             )
     except FlagError as error:
         raise FlagError(f"{error} (see `vsae {command.name} --help`)", name=error.name) from error
-    whole = {name: value for name, value in changes.items() if not options[name].part}
-    for part in {options[name].part for name in changes} - {""}:
-        own = {name: value for name, value in changes.items() if options[name].part == part}
-        whole[part] = replace(getattr(start, part), **own)
-    filled_in = {"typed": tuple(typed), "words": tuple(args), "passed_on": tuple(passed_on)}
+    whole: dict[str, Any] = {n: value for n, value in values.items() if not own[n].part}
+    for part in {own[name].part for name in values} - {""}:
+        of_part = getattr(start, part)
+        defaults = {each.name: each.default for each in fields(of_part)}
+        changes = {n: value for n, value in values.items() if own[n].part == part}
+        changes = {n: defaults[n] if v is DEFAULT else v for n, v in changes.items()}
+        whole[part] = replace(of_part, **changes)
+    filled_in = {"typed": (*words.typed,), "given": values, "words": (*args,)}
+    filled_in["passed_on"] = tuple(words.passed_on)
     whole |= {name: value for name, value in filled_in.items() if hasattr(start, name)}
     return replace(start, **whole)
 
@@ -186,13 +188,18 @@ class _Option(NamedTuple):
     default: Any
     """MISSING if it must be typed."""
     nothing: Any
-    """What the word none stands for; MISSING if none isn't a legal value."""
+    """What the word none stands for: None or DEFAULT; MISSING if none isn't a legal value."""
     part: str
     """The field with the dataclass that holds it; "" for the flags' own dataclass."""
-    help: str
+    owner: type
+    """The dataclass."""
     metadata: Mapping[str, Any]
-    is_used: bool
+    is_used: bool = True
     """False if it has no effect beside other flags' defaults. The help then leaves it out."""
+
+    @property
+    def help(self) -> str:
+        return self.metadata.get("help") or help_texts(self.owner).get(self.name, "")
 
     @property
     def is_positional(self) -> bool:
@@ -207,7 +214,7 @@ class _Option(NamedTuple):
         return self.metadata.get("metavar") or _metavar(self.hint, self.default)
 
 
-def _start_of(command: Command[F], given: dict[str, str]) -> Any:
+def _start_of(command: Command[F], given: dict[str, Any]) -> Any:
     """The command's flags at their defaults, with MISSING where a value must be typed."""
     if command.starting_point is not None:
         return command.starting_point(given)
@@ -216,28 +223,40 @@ def _start_of(command: Command[F], given: dict[str, str]) -> Any:
     return flags(**{each.name: MISSING for each in needed})
 
 
-def _options_of(start: Any, part: str = "", steps: int = 1) -> dict[str, _Option]:
-    """The options of a dataclass's instance and of its nested dataclasses, by name.
+@functools.cache
+def _options_of(cls: type, part: str = "") -> dict[str, _Option]:
+    """The options of a dataclass and of those nested in it, by name."""
+    hints, found = get_type_hints(cls), dict[str, _Option]()
+    for each in fields(cls):
+        inner, name = each.default_factory, each.name
+        if isinstance(inner, type) and is_dataclass(inner):
+            found |= _options_of(inner, name)
+        elif not each.metadata.get("hidden"):
+            nothing = DEFAULT if isinstance(each.default, Follows) else MISSING
+            nothing = None if NoneType in get_args(hints[name]) else nothing
+            about = (nothing, part, cls, each.metadata)
+            found[name] = _Option(name, hints[name], each.default, *about)
+    return found
 
-    Defaults that follow from the run are those of a run of `steps`.
-    """
-    hints, texts = get_type_hints(type(start)), help_texts(type(start))
-    unused = start.unused() if hasattr(start, "unused") else ()
-    steps = start.run.steps if hasattr(start, "run") else steps
-    found: dict[str, _Option] = {}
-    for each in fields(start):
-        name, value, metadata = each.name, getattr(start, each.name), each.metadata
-        if is_dataclass(value) and not isinstance(value, Follows):
-            found |= _options_of(value, name, steps)
-            continue
-        if metadata.get("hidden"):
-            continue
-        is_used, text = name not in unused, metadata.get("help") or texts.get(name, "")
-        nothing = each.default if isinstance(each.default, Follows) else MISSING
-        if NoneType in get_args(hints[name]):
-            nothing = None
-        shown = value.value(start, steps) if isinstance(value, Follows) else value
-        found[name] = _Option(name, hints[name], shown, nothing, part, text, metadata, is_used)
+
+def _options_in(start: Any) -> dict[str, _Option]:
+    """The options of an instance and of the dataclasses in it, which may be others than by default."""
+    parts = {n: v for n, v in vars(start).items() if is_dataclass(v)}
+    own = {name: each for name, each in _options_of(type(start)).items() if not each.part}
+    return own | {
+        n: one for part, v in parts.items() for n, one in _options_of(type(v), part).items()
+    }
+
+
+def _with_defaults(start: Any) -> dict[str, _Option]:
+    """`_options_in`, with the instance's values as the defaults. Those that follow from the run are those of its steps."""
+    found = {}
+    for name, option in _options_in(start).items():
+        owner = getattr(start, option.part) if option.part else start
+        value = getattr(owner, name)
+        value = value.value(owner, start.run.steps) if isinstance(value, Follows) else value
+        is_used = not (hasattr(owner, "unused") and name in owner.unused())
+        found[name] = option._replace(default=value, is_used=is_used)
     return found
 
 
@@ -264,37 +283,38 @@ def _texts_of_module(name: str) -> dict[tuple[str, str], str]:
     return texts
 
 
-@functools.cache
-def _options_of_all(classes: tuple[type, ...]) -> dict[str, _Option]:
-    """The options of dataclasses with their defaults."""
-    return {name: each for cls in classes for name, each in _options_of(cls()).items()}
-
-
 def flags_of(command: Command[Any]) -> dict[str, _Option]:
     """All flags of a command, by name, those of other starting points included."""
-    own = _with_dashes(_options_of(_start_of(command, {})))
-    return _options_of_all(command.others) | own
+    return {n: one for n, one in _known(command).items() if not one.is_positional}
 
 
-def _with_dashes(options: dict[str, _Option]) -> dict[str, _Option]:
-    """The options that are typed with dashes."""
-    return {name: each for name, each in options.items() if not each.is_positional}
+def _known(command: Command[Any]) -> dict[str, _Option]:
+    classes = (command.flags, *command.others)
+    return {name: one for cls in classes for name, one in _options_of(cls).items()}
 
 
-def _sorted(
-    command: Command[F], args: list[str], start: F, options: dict[str, _Option]
-) -> tuple[dict[str, list[str]], list[str], list[str]]:
-    """Sort the words: the values of each flag, the words without a flag, and the words for another command.
+class _Words(NamedTuple):
+    """The words that were typed."""
+
+    typed: dict[str, list[str]]
+    """the values of each flag"""
+    of_flag: dict[str, list[str]]
+    """the flag with its values, as typed"""
+    arguments: list[str]
+    """the words without a flag"""
+    passed_on: list[str]
+    """those for another command"""
+
+
+def _sorted(command: Command[Any], args: list[str]) -> _Words:
+    """Sort the words.
 
     Raises: FlagError for an unknown flag, or a word without a flag if the command takes none.
     """
-    flags, others = _with_dashes(options), _options_of_all(command.others)
+    flags = flags_of(command)
     passed = {} if command.passed_on is None else flags_of(command.passed_on)
-    takes_positional = len(flags) < len(options)
-    typed: dict[str, list[str]] = {}
-    arguments: list[str] = []
-    passed_on: list[str] = []
-    rest = list(args)
+    takes_positional = len(flags) < len(_known(command))
+    found, rest = _Words({}, {}, [], []), list(args)
     while rest:
         word = rest.pop(0)
         if not word.startswith("--"):
@@ -302,25 +322,40 @@ def _sorted(
                 raise FlagError(f"{word}: flags start with two dashes; did you mean -{word}?")
             if not takes_positional:
                 raise FlagError(f"{word!r}: expected a flag, which starts with --")
-            arguments.append(os.path.expanduser(word))
+            found.arguments.append(os.path.expanduser(word))
             continue
         name, has_value, value = word[2:].partition("=")
         name, values = name.replace("-", "_"), [value]
         if not has_value:
-            n = _number_of_values((others | passed | flags).get(name), rest, takes_positional)
+            n = _number_of_values((passed | flags).get(name), rest, takes_positional)
             values, rest = rest[:n], rest[n:]
         words = [word] if has_value else [word, *values]
         if name in flags:
             # No shell expands the ~ of --out=~/x, nor any in quotes or in a sweep's command.
-            typed[name] = [os.path.expanduser(value) for value in values]
+            found.typed[name] = [os.path.expanduser(value) for value in values]
+            found.of_flag[name] = words
         elif name in passed:
-            passed_on += words
-        elif name not in others:
-            raise _no_such_flag(name, values, [*flags, *passed, *others, "help", "help_all"])
-        elif command.unknown and [word.lower() for word in values] != [NONE]:
-            why = command.unknown(name, start)
-            raise FlagError(f"{in_shell(*words)}: {why}", name=name)
-    return typed, arguments, passed_on
+            found.passed_on.extend(words)
+        else:
+            raise _no_such_flag(name, values, [*flags, *passed, "help", "help_all"])
+    return found
+
+
+def _values(command: Command[Any], words: _Words) -> dict[str, Any]:
+    """The value of each flag that was typed, by name. Raises FlagError for a wrong word."""
+    options, typed = _known(command), words.typed
+    if command.prepare is not None:
+        typed = command.prepare(typed)
+    found = {}
+    for name, values in typed.items():
+        plural = f"use --{name}s {{values}}" if f"{name}s" in options else command.several
+        is_none = [word.lower() for word in values] == [NONE]
+        is_of_others = command.unknown is not None and options[name].owner is not command.flags
+        if is_none and is_of_others and options[name].nothing is MISSING:
+            found[name] = DEFAULT  # such a flag is ignored where there is none
+        else:
+            found[name] = _converted(options[name], values, plural)
+    return found
 
 
 def _no_such_flag(name: str, values: list[str], known: list[str]) -> FlagError:
@@ -457,7 +492,7 @@ def _help(command: Command[Any], options: dict[str, _Option], everything: bool) 
     """The help of a command, with the defaults of `options`."""
     width = min(100, shutil.get_terminal_size().columns)
     arguments = {name: each for name, each in options.items() if each.is_positional}
-    flags = {name: each for name, each in _with_dashes(options).items() if each.is_used}
+    flags = {n: each for n, each in options.items() if each.is_used and not each.is_positional}
     needed = [f"{each.flag} {each.metavar}" for each in flags.values() if each.default is MISSING]
     usage = [f"usage: vsae {command.name}", *(each.metavar for each in arguments.values()), *needed]
     shown = _under_headings(command, flags.keys(), everything)

@@ -55,7 +55,7 @@ def run(flags: QuickstartFlags) -> None:
         SEEDS_BESIDE,
         TrainConfig(train.sae, settings),
         beside(train),
-        train.typed,
+        train.given,
         introduction,
         shared=shared,
         report=flags.report,

@@ -1,13 +1,12 @@
 """`vsae train`: train an SAE, or one at each of several hook points."""
 
-import contextlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ..config.architectures import TRAINED
-from ..config.checks import Follows, require, require_choice
+from ..config.checks import require, require_choice
 from ..config.names import POINT, kind
 from ..config.presets import DEFAULT_PRESET, preset
 from ..config.run import (
@@ -25,7 +24,7 @@ from ..run_folder.reading import is_finished, load_config, read_run, run_folders
 from ..run_folder.sae_folder import find_saes
 from ..training.plan import plan, with_hook_names
 from ..training.processes import RANK_TIMEOUT, launched
-from .flags import HIDDEN, OTHERS, Command, read_value, typed_texts, vsae
+from .flags import DEFAULT, HIDDEN, OTHERS, Command, vsae
 from .seeds import SEEDS_BESIDE, has_tokens, train_seeds, what_next
 
 
@@ -57,54 +56,50 @@ class TrainFlags:
     rank_timeout: int = RANK_TIMEOUT
     """With torchrun: end the run when a process has waited this many seconds for the others. It must be
     longer than what a process does alone, e.g. the evaluation of its SAEs."""
-    typed: tuple[str, ...] = field(default=(), metadata=HIDDEN)
-    """The names of the flags that were typed."""
-    words: tuple[str, ...] = field(default=(), metadata=HIDDEN)
-    """All that was typed."""
+    given: dict[str, Any] = field(default_factory=dict, metadata=HIDDEN)
+    """The values of the flags that were typed."""
     left_out: tuple[str, ...] = field(default=(), metadata=HIDDEN)
     """Settings of --config that the given architecture and posterior don't use."""
 
     def __post_init__(self):
         for name, by in self.sae.unused().items():
-            value = getattr(self.sae, name)
-            if name in self.typed and value is not None and not isinstance(value, Follows):
+            value = self.given.get(name)
+            if value is not None and value is not DEFAULT:
                 raise not_used(name, value, by)
 
 
-def _prepare(args: list[str]) -> list[str]:
+def _prepare(typed: dict[str, list[str]]) -> dict[str, list[str]]:
     """Replace `--data-seed seed` by the value of --seed, so that a sweep file can give each seed its own order of the
     data."""
-    given = typed_texts(args)
-    if given.get("data_seed") != "seed":
-        return args
-    is_one = "seeds" not in given and "beside" not in given
+    if typed.get("data_seed") != ["seed"]:
+        return typed
+    is_one = "seeds" not in typed and "beside" not in typed
     anyway = "none beside seeds, which does that anyway"
     require(is_one, "data_seed", "seed", anyway, instead="leave it out")
     expected = "seed beside it, whose value it takes"
-    require("seed" in given, "data_seed", "seed", expected, instead="add it, or give a number")
-    return [*args, f"--data-seed={given['seed']}"]  # the last one counts
+    require("seed" in typed, "data_seed", "seed", expected, instead="add it, or give a number")
+    return typed | {"data_seed": typed["seed"]}
 
 
-def starting_point(given: dict[str, str]) -> TrainFlags:
+def starting_point(given: dict[str, Any]) -> TrainFlags:
     """The defaults that --preset, --config or --resume give, without options that have no effect with the other flags.
 
     Arguments:
-        given: the text of each flag that was typed.
+        given: the value of each flag that was typed.
     """
     name, start = _named_start(given)
     run = start.run if "resume" in given else _run_of(given, start.run)
     if "config" in given:
         start = replace(start, sae=start.sae.of_steps(start.run.steps, run.steps))
-    chosen = {name: given[name] for name in CHOICES if given.get(name, NONE) != NONE}
-    sae = start.sae.start_for(**chosen)
+    sae = start.sae.start_for(**{name: given.get(name) for name in CHOICES})
     was, now = start.sae.to_dict(), sae.to_dict()
     left_out = [n for n in was if was[n] is not None and now.get(n) is None and n not in given]
     return TrainFlags(sae, run, preset=name, left_out=tuple(sorted(left_out)))
 
 
-def _named_start(given: dict[str, str]) -> tuple[str | None, TrainConfig]:
+def _named_start(given: dict[str, Any]) -> tuple[str | None, TrainConfig]:
     """The preset's name (None without one), and the settings of --preset, --config or --resume."""
-    starts = [n for n in ("config", "resume") if given.get(n, NONE) != NONE]
+    starts = [name for name in ("config", "resume") if given.get(name) is not None]
     starts = ["preset", *starts] if "preset" in given else starts
     if len(starts) > 1:
         raise UserError(
@@ -119,7 +114,7 @@ def _named_start(given: dict[str, str]) -> tuple[str | None, TrainConfig]:
     return name, preset(name, architecture=given.get("architecture"))
 
 
-def _run_of(given: dict[str, str], settings: RunConfig) -> RunConfig:
+def _run_of(given: dict[str, Any], settings: RunConfig) -> RunConfig:
     """A new run's defaults, with the settings that its stored activations know, and the steps that were typed."""
     if given.get("activations", NONE) != NONE:
         from ..activations.stored import open_stored
@@ -128,9 +123,7 @@ def _run_of(given: dict[str, str], settings: RunConfig) -> RunConfig:
         if "hook" not in given and not ("config" in given and settings.hook in stored.widths):
             settings = replace(settings, hook=stored.only_hook)
         settings = replace(settings, **stored.settings)
-    with contextlib.suppress(ValueError):  # parsing says what is wrong
-        settings = replace(settings, steps=read_value(given.get("steps", ""), int))
-    return settings
+    return replace(settings, steps=given["steps"]) if "steps" in given else settings
 
 
 def _architectures_with(name: str, start: TrainFlags) -> str:
@@ -150,7 +143,7 @@ def run(flags: TrainFlags) -> None:
         again = "none, as several SAEs of seeds continue by the same command"
         require(flags.resume is None, "resume", str(flags.resume), again, instead="leave it out")
         seeds, config = flags.seeds or SEEDS_BESIDE, TrainConfig(flags.sae, flags.run)
-        trained = train_seeds(seeds, config, beside(flags), flags.typed, _started_from(flags))
+        trained = train_seeds(seeds, config, beside(flags), flags.given, _started_from(flags))
         print(what_next(*trained, flags.run))
         return
     run, saes, hooks, resume = _settings(flags)
@@ -184,11 +177,11 @@ def beside(flags: TrainFlags) -> dict[str, SAEConfig]:
         choices = {"architecture": architecture}
         if architecture == VSAETopKConfig.architecture:
             choices["posterior"] = "point" if name == POINT else "fixed"
-        start = starting_point(typed_texts([*flags.words]) | choices).sae
+        start = starting_point(flags.given | choices).sae
         used = vars(start).keys() - start.unused().keys() - choices.keys() - {"seed"}
         own: dict[str, Any] = {
             option: getattr(flags.sae, option)
-            for option in {*flags.typed} & used & flags.sae.shared_with(architecture)
+            for option in flags.given.keys() & used & flags.sae.shared_with(architecture)
         }
         sae = replace(start, **own)
         if "target_l0" in vars(sae) and (k := flags.sae.kept_per_token):
@@ -225,8 +218,8 @@ def _settings(
             next(iter(saes.values())).given() | asdict(was),
             flags.sae.given() | asdict(flags.run),
             f"--resume {flags.resume}",
-            typed=flags.typed,
-            but=places if {*places} & {*flags.typed} else (),
+            typed=flags.given,
+            but=places if {*places} & flags.given.keys() else (),
             advice=_advice(run_folders(flags.resume)[0], was, flags, CONTINUE_OR_START),
         )
     return run, saes, hooks, resume
@@ -256,7 +249,7 @@ def _holds(folder: Path, run: RunConfig, flags: TrainFlags) -> bool:
         was.to_dict(),
         TrainConfig(flags.sae, run).to_dict(),
         str(folder),
-        typed=flags.typed,
+        typed=flags.given,
         advice=f"{_advice(folder, was.run, flags, again)}, or overwrite=True",
     )
     return True
@@ -265,7 +258,7 @@ def _holds(folder: Path, run: RunConfig, flags: TrainFlags) -> bool:
 def _advice(folder: Path, was: RunConfig, flags: TrainFlags, again: str) -> str:
     """What to do about flags that differ from a run's settings: `again`, or train a finished run to more steps."""
     start, more = in_shell(folder), flags.run.steps - was.steps
-    if "steps" not in flags.typed or more <= 0 or not is_finished(folder, was):
+    if "steps" not in flags.given or more <= 0 or not is_finished(folder, was):
         return again
     return (
         f"it is finished; to train {more} steps more, start a new run from its weights: `{vsae()} train --config {start} "
@@ -283,7 +276,7 @@ def _started_from(flags: TrainFlags) -> str:
     shown = (name for name in ("k", "dict_size", *NOISES, "lr", "steps") if name in settings)
     values = ", ".join(f"{name}={settings[name]}" for name in shown)
     line = f"Preset {flags.preset} ({values})"
-    return line if "preset" in flags.typed else f"{line}; --preset paper for the paper's setting."
+    return line if "preset" in flags.given else f"{line}; --preset paper for the paper's setting."
 
 
 def _show(flags: TrainFlags, settings: RunConfig, folders: list[Path]) -> None:
@@ -328,7 +321,7 @@ TRAIN = Command(
     },
     several="for several SAEs, write `{name}: {{values: [{values}]}}` into a sweep file and use `vsae sweep "
     "FILE` (docs/sweeps.md)",
-    others=tuple(CONFIGS.values()),
+    others=(*CONFIGS.values(), SAEConfig),
     unknown=_architectures_with,
     examples=(
         "vsae train --data my.txt --steps 2000 --save-dir runs/mine",

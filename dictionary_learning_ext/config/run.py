@@ -331,7 +331,10 @@ class TrainConfig:
             for name in own:
                 require_option(name, type(start))
             run = {name: value for name, value in values.items() if name in run_fields}
-            return TrainConfig(replace(start, **own), replace(self.run, **run))
+            return TrainConfig(
+                replace(start, **own) if own else start,
+                replace(self.run, **run) if run else self.run,
+            )
         except ConfigError as error:
             raise error.within(source, error.instead or "correct it there") from error
 

@@ -329,12 +329,15 @@ class SAEConfig(Checked):
         """
         name = self.architecture if architecture is None else architecture
         require_choice("architecture", name, TRAINED)
+        choices = {n: v for n, v in choices.items() if v is not None}
+        if name == self.architecture and not choices:
+            return self.without_unused()
         defaults, names = _defaults(type(self)), self.shared_with(name) | {"lr"}
         noise = [name for name in NOISES if choices.pop(name, None) is not None]
         left_out = {*self.unused(), *(NOISES if noise else ())}
         used = {n: v for n, v in vars(self).items() if n not in left_out}
         kept = {n: v for n, v in used.items() if n in names and v != defaults[n]}
-        kept |= {n: v for n, v in choices.items() if n in names and v is not None}
+        kept |= {n: v for n, v in choices.items() if n in names}
         return CONFIGS[name](**kept).without_unused()
 
     def shared_with(self, architecture: str) -> set[str]:
