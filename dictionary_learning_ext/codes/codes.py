@@ -36,7 +36,7 @@ from ..activations.rows import ContextBatch
 from ..activations.stored import UNKNOWN
 from ..config.run import RunConfig
 from ..errors import CheckpointError, LanguageModelError, TextError, first_line
-from ..run_folder.comparing import measured_on
+from ..run_folder.comparing import STORED, measured_on
 from ..run_folder.files import CODES, replacing
 from ..run_folder.identity import hash_of_definitions, sources_of
 from ..run_folder.sae_folder import find_sae
@@ -359,6 +359,14 @@ def text_key(run: RunConfig, tokens: int) -> dict[str, Any]:
     return json.loads(json.dumps(found, default=str))
 
 
+def content_of(text: dict[str, Any]) -> dict[str, Any]:
+    """The key of a text without the names of files whose content is hashed, which may move. A cache stands for its text and
+    language model."""
+    hashed = {name for name, digest in text.get("files", {}).items() if digest is not None}
+    named = hashed | ({"data", "model"} if STORED in hashed else set())
+    return {name: value for name, value in text.items() if name not in named}
+
+
 def _definitions() -> str:
     """The hash of what defines codes and their totals, and how they are kept."""
     return hash_of_definitions(getfile(Encoder), getfile(Codes))
@@ -407,6 +415,7 @@ def kept_codes(
     text: dict[str, Any] | None = None,
     *,
     with_all: bool = False,
+    of_gone: bool = False,
 ) -> Codes | None:
     """The codes of an SAE on a text that are kept beside it; None if there are none.
 
@@ -417,6 +426,7 @@ def kept_codes(
         sae: its `SAEFolder.hash`.
         text: the key of the text, see `text_key`. None: any text.
         with_all: take only codes that have all sums of an evaluation.
+        of_gone: whether the text is that of a cache which is gone. Codes of a cache with the same settings are then taken.
     """
     path = folder / CODES
     if not path.is_file():
@@ -427,7 +437,7 @@ def kept_codes(
             content = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, as a safe_open can't be iterated
         if about["hash"] != _hash_of(content, about):
             raise ValueError("it is damaged")
-        if other := _what_is_other(about, sae, text, with_all):
+        if other := _what_is_other(about, sae, text, with_all, of_gone):
             logger.info("%s is not used: %s", path, other)
             return None
         return _codes_in(content, about, dictionary)
@@ -447,16 +457,20 @@ def _hash_of(content: dict[str, np.ndarray], about: dict[str, Any]) -> str:
 
 
 def _what_is_other(
-    about: dict[str, Any], sae: str, text: dict[str, Any] | None, with_all: bool
+    about: dict[str, Any], sae: str, text: dict[str, Any] | None, with_all: bool, of_gone: bool
 ) -> str:
     """How kept codes differ from those that are asked for; empty if they don't. See `kept_codes`."""
     if about["definitions"] != _definitions():
         return "it was written by another version of this package, or with other definitions"
     if about["sae"] != sae:
         return "it is of other weights"
-    if text is not None and about["text"] != text:
-        differ = [name for name in text if about["text"].get(name) != text[name]]
-        return f"it is of a different text ({', '.join(differ)})"
+    if text is not None:
+        was, now = content_of(about["text"]), content_of(text)
+        of_files = {"files", STORED, "data", "model"}
+        left_out = of_files if of_gone and was.get("files", {}).keys() == {STORED} else set()
+        differ = [name for name in now.keys() - left_out if was.get(name) != now[name]]
+        if differ:
+            return f"it is of a different text ({', '.join(sorted(differ))})"
     if with_all and not about["has_all"]:
         return "it lacks what only an evaluation measures"
     return ""

@@ -17,16 +17,24 @@ from ..activations.language_models import EMBEDDED_MODEL, CausalLM, load_tokeniz
 from ..activations.rows import ContextBatch
 from ..codes.codes import Codes, encode_each, keep_codes, kept_codes, text_key
 from ..config.checks import require
-from ..config.run import RunConfig, Split
-from ..errors import ActivationsError, CheckpointError, ConfigError
+from ..config.run import UNKNOWN, RunConfig, Split
+from ..errors import (
+    ActivationsError,
+    CheckpointError,
+    ConfigError,
+    LanguageModelError,
+    TextError,
+)
 from ..run_folder.comparing import (
     CONTEXTS,
     MEASURED_ON,
+    STORED,
     evaluation_file,
     former_evaluation,
     require_one_setting,
 )
-from ..run_folder.files import EVALUATION, require_writable, write_json
+from ..run_folder.files import EVALUATION, at_home, require_writable, write_json
+from ..run_folder.moved import not_here
 from ..run_folder.sae_folder import SAEFolder, find_sae, find_saes
 from ..run_folder.trained_on import all_trained_on, trained_on
 from ..run_folder.weights import load_sae
@@ -175,19 +183,41 @@ class OpenedFolders:
     """The language model, if it was loaded already."""
 
     @cached_property
+    def is_without_cache(self) -> bool:
+        """Whether the SAEs' own cache is gone, and its language model and text are known."""
+        run = self.run
+        if run.activations is None or at_home(run.activations).exists():
+            return False
+        own = [one.run.activations for one in self.folders.values() if one.is_run]
+        return run.activations in own and run.model != UNKNOWN and run.data != run.activations
+
+    @cached_property
     def inputs(self) -> Inputs:
         """The source of the SAEs' activations.
 
         Raises: a UserError if it can't be opened, or has another width.
         """
+        run = replace(self.run, eval_tokens=self.own_tokens)
+        if self.is_without_cache:
+            logger.warning(
+                "%s: no such folder; running the language model %s on %s instead. --activations FOLDER names another place.",
+                *(run.activations, run.model, run.data),
+            )
+            run = replace(run, activations=None)
         try:
-            run = replace(self.run, eval_tokens=self.own_tokens)
-            inputs = open_inputs(run, [self.run.hook], language_model=self.language_model)
+            inputs = open_inputs(run, [run.hook], language_model=self.language_model)
         except ActivationsError as error:
-            if error.name != "activations" or error.instead:
+            if error.name != STORED or error.instead:
                 raise
             model = "give its path, or activations='none' to run the language model"
             raise error.within("", model) from error
+        except (LanguageModelError, TextError) as error:
+            is_of_run = any(
+                one.is_run and one.run.model == run.model for one in self.folders.values()
+            )
+            if not is_of_run:
+                raise
+            raise not_here(error, "data" if isinstance(error, TextError) else "model") from error
         for name, dictionary in self.saes.items():
             inputs.hooks[self.run.hook].require_width(
                 name, dictionary.activation_dim, self.run.model
@@ -231,7 +261,11 @@ class OpenedFolders:
         for name, sae in self.saes.items():
             folder, codes = self.folders[name], None
             if keep and folder.step is None:
-                codes = kept_codes(folder.results, sae, folder.hash, text, with_all=with_all)
+                codes = kept_codes(
+                    *(folder.results, sae, folder.hash, text),
+                    with_all=with_all,
+                    of_gone=self.is_without_cache,
+                )
             if codes is None:
                 missing[name] = sae
             else:

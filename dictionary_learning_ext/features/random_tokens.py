@@ -23,7 +23,7 @@ from scipy.linalg import solve
 
 from ..activations.inputs import in_batches
 from ..activations.rows import ContextBatch
-from ..codes.codes import Codes, encode
+from ..codes.codes import Codes, content_of, encode
 from ..codes.encoding import Totals, as_csr, encoded
 from ..config.run import Split
 from ..errors import CheckpointError, TextError, UserError
@@ -167,7 +167,7 @@ def key_of(codes: Sequence[Codes]) -> str:
     definitions = hash_of_definitions(
         getfile(Codes), getfile(Totals), getfile(AgreementOfCodes), __file__
     )
-    content = json.dumps([definitions, codes[0].text, _sizes_of(codes)], sort_keys=True)
+    content = json.dumps([definitions, content_of(codes[0].text), _sizes_of(codes)], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()
 
 

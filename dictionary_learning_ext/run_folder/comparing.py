@@ -76,6 +76,10 @@ def evaluation_file(
     """
     if former:
         own = former.get("measured_on", {})
+        moved = [
+            n for n, of in former.get(OF, {}).items() if of and of == metrics.get(OF, {}).get(n)
+        ]
+        own = {name: value for name, value in own.items() if name not in moved}
         # A text may end early.
         same_tokens = former.get("tokens") in (None, tokens, metrics["tokens"])
     elif sae.is_run and results == sae.path:
@@ -135,13 +139,14 @@ def setting_differs(name: str, first: str, one: Any, folder: str, other: Any) ->
 
 
 def measurements(results: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The settings and the numbers of tokens with which each metrics.json was measured. Of stored activations with the same
-    content one folder stands for all."""
+    """The settings and the numbers of tokens with which each metrics.json was measured. Of texts, or stored activations, with
+    the same content one stands for all."""
     settings = {name: dict(metrics.get("measured_on", {})) for name, metrics in results.items()}
     one_of: dict[str, Any] = {}
     for name, own in settings.items():
-        if (content := results[name].get(OF, {}).get(STORED)) is not None:
-            own[STORED] = one_of.setdefault(content, own.get(STORED))
+        for what in (STORED, "data"):
+            if (content := results[name].get(OF, {}).get(what)) is not None:
+                own[what] = one_of.setdefault(content, own.get(what))
     names = sorted({name for each in settings.values() for name in each})
     return {
         folder: {name: settings[folder].get(name) for name in names}

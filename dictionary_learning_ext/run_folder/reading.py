@@ -24,6 +24,7 @@ from .files import (
     read_json,
 )
 from .foreign import RECOGNISED, format_of
+from .moved import as_here
 from .schema import CONFIG_JSON, METRICS_JSON
 
 EXPECTED = "expected a run folder, e.g. runs/NAME"
@@ -32,7 +33,8 @@ EXPECTED = "expected a run folder, e.g. runs/NAME"
 def train_config(
     config: dict[str, Any], path: Path, names: Collection[str] | None = None
 ) -> TrainConfig:
-    """The settings in a config.json, to start another run with: all but where it was written, or those of `names`.
+    """The settings in a config.json, to start another run with: all but where it was written, or those of `names`. Files that
+    moved along with the run are where they are now.
 
     Raises: CheckpointError if there are none; ConfigError for an unknown name or a wrong value.
     """
@@ -40,6 +42,7 @@ def train_config(
         raise CheckpointError(
             f"{path}: has no run.settings, which `vsae train` writes; {EXPECTED}, or its {CONFIG}"
         )
+    settings = as_here(settings, path.parent)
     names = settings.keys() - {"save_dir", "overwrite"} if names is None else names
     own = {name: value for name, value in settings.items() if name in names}
     return TrainConfig().with_settings(own, str(path))

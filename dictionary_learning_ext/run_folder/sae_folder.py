@@ -34,6 +34,7 @@ from .files import (
     sha256_of,
     target_of,
 )
+from .moved import as_here
 from .sae_names import is_on_hub, location_of
 from .schema import CONFIG_JSON, METRICS_JSON
 
@@ -104,7 +105,7 @@ class SAEFolder:
         """The model, the hook point and the text that its activations came from, and how the text was read, as settings of
         a run, where its files name them."""
         if self.is_run:
-            return self.settings
+            return as_here(self.settings, self.path)
         trainer, buffer = self.config["trainer"], self.config.get("buffer", {})
         names_hook = hook_name(str(trainer.get("submodule_name"))) is not None
         is_certain = names_hook or self.form is not None  # upstream's lm_name may be any text

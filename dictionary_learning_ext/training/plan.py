@@ -14,7 +14,7 @@ from ..config.checks import require
 from ..config.hooks import HOOK_KINDS, hook_name, no_such_hook
 from ..config.run import MIDDLE, UNKNOWN, RunConfig, TrainConfig, most_parts
 from ..config.sae import SAEConfig
-from ..errors import ConfigError, bytes_shown
+from ..errors import ActivationsError, ConfigError, bytes_shown
 from ..run_folder.files import (
     CONFIG,
     FAILED,
@@ -25,6 +25,7 @@ from ..run_folder.files import (
     require_free,
     target_of,
 )
+from ..run_folder.moved import not_here
 from ..run_folder.reading import by_resume_step, is_finished, run_folders_in
 from .processes import Processes, launched, require_one_task
 
@@ -165,7 +166,11 @@ def plan(
     if run.activations is not None:
         from ..activations.stored import open_stored
 
-        open_stored(run.activations).require_fit(run, dict.fromkeys(job.hook for job in jobs))
+        try:
+            stored = open_stored(run.activations)
+        except ActivationsError as error:
+            raise (not_here(error, "activations") if resume else error) from error
+        stored.require_fit(run, dict.fromkeys(job.hook for job in jobs))
     if resume and not run.overwrite and all(job.has_failed for job in jobs):
         raise ConfigError(
             f"{', '.join(str(job.folder) for job in jobs)}: failed, see {FAILED} there",
