@@ -74,6 +74,10 @@ class BatchSource(ABC):
         raise NotImplementedError("see Inputs.can_resume")
 
 
+_MOST_PASSES = 100
+"""More passes over the training data than this are warned of."""
+
+
 def in_step(parts: Iterable[Iterator[object]]) -> None:
     """Exhaust iterators round-robin."""
     for _ in zip_longest(*parts):
@@ -106,8 +110,22 @@ class Batches:
         while used_up := [source for source in self.by_hook.values() if source.is_used_up]:
             in_step(source.refreshing() for source in used_up)
             before, self._passes = self._passes, self._passes_done()
+            if before == 0 < self._passes:
+                self._warn_of_little_text()
             if self._passes > before and self._passes != self._settings.text_passes:
                 logger.info("the training data is read again: pass %d", self._passes + 1)
+
+    def _warn_of_little_text(self) -> None:
+        """Warn, after the fill in which the data ended, if it will be read more than a hundred times."""
+        source = max(self.by_hook.values(), key=lambda source: source.passes)
+        tokens = (source.tokens_seen + len(source.first_rows())) / source.passes
+        times = self._settings.steps * self._settings.batch_size / tokens
+        if times > _MOST_PASSES:
+            logger.warning(
+                "the training data has about %s tokens, which are read %s times: an SAE learns them by heart. Give more, or "
+                "fewer steps.",
+                *(f"{tokens:,.0f}", f"{times:,.0f}"),
+            )
 
     def _passes_done(self) -> int:
         return max((source.passes for source in self.by_hook.values()), default=0)

@@ -31,7 +31,7 @@ from .language_models import CausalLM, require_positions, unwrapped
 from .passes import SharedPasses
 from .positions import CONTEXTS_PER_MEDIAN, PositionRule
 from .rows import ActivationReader
-from .tokens import ContextStream
+from .tokens import ContextStream, no_documents
 
 
 class ShuffledRows(BatchSource):
@@ -424,11 +424,11 @@ class ResidualBuffer(ShuffledRows, ActivationBuffer):
 
     def ended(self, found: int) -> TextError:
         """See `ShuffledRows`."""
-        name = f"the text {getattr(self.data, 'name', type(self.data).__name__)!r}"
+        name = getattr(self.data, "name", type(self.data).__name__)
         if not self.contexts.tokens_read:
-            return TextError(f"{name} has no documents to train on", instead="use another text")
+            return no_documents(name)
         return TextError(
-            f"{name} ended after {self.tokens_seen} tokens: expected {self.out_batch_size} for the next batch,"
+            f"the text {name!r} ended after {self.tokens_seen} tokens: expected {self.out_batch_size} for the next batch,"
             f" found {found}",
             instead="use a longer text, or more text_passes",
         )

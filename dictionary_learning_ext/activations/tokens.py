@@ -313,6 +313,11 @@ def no_context(settings: RunConfig, split: Split) -> TextError:
     )
 
 
+def no_documents(name: str) -> TextError:
+    """The error for a text without documents to train on."""
+    return TextError(f"the text {name!r} has no documents to train on", instead="use another text")
+
+
 def require_held_out(settings: RunConfig, tokenizer: Any) -> None:
     """Raise a TextError unless a run's held-out text fills one batch of an evaluation.
 
@@ -325,6 +330,8 @@ def require_held_out(settings: RunConfig, tokenizer: Any) -> None:
         there += int(rule.by_token(ids_BL, mask_BL).sum())
         if there >= need:
             return
+    if next(text_of(settings), None) is None:
+        raise no_documents(settings.data)
     which = f" (every {HELD_OUT_EVERY}th document)" if contexts.text.every_20th else ""
     raise TextError(
         f"the held-out part of {settings.data!r}{which} has {there:,} tokens",

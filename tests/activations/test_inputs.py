@@ -7,6 +7,7 @@ import logging
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from buffers import DOCUMENTS
 from language_model_reads import counted_passes
 from texts import write_jsonl
 
-from dictionary_learning_ext.activations.batches import in_step
+from dictionary_learning_ext.activations.batches import Batches, in_step
 from dictionary_learning_ext.activations.buffer import ResidualBuffer
 from dictionary_learning_ext.activations.inputs import cached_documents, open_inputs, open_model
 from dictionary_learning_ext.activations.language_models import settings_hash, unwrapped
@@ -291,3 +292,22 @@ def test_the_text_is_read_as_often_as_asked_for(run, tmp_path):
         numbers.append(batches.tokens_seen().pop())
     once, thrice = numbers
     assert 0 < 3 * once <= thrice < 3 * once + 3 * 32
+
+
+@pytest.mark.parametrize(("steps", "times"), [(500, 500), (90, None)])
+def test_data_that_is_read_over_a_hundred_times_is_warned_of_once(steps, times, caplog):
+    """The first fill, of 30 rows, has read it three times."""
+    source = Mock(passes=0, tokens_seen=0, is_used_up=True, **{"first_rows.return_value": [0] * 30})
+
+    def fill():
+        source.is_used_up, source.passes = False, source.passes + 3
+        return iter(())
+
+    source.refreshing.side_effect = fill
+    batches = Batches(RunConfig(steps=steps, batch_size=10), {"hook": source})
+    for _ in range(2):
+        batches._refill()
+        source.is_used_up, source.tokens_seen = True, source.tokens_seen + 30
+    said = [each.message for each in caplog.records if each.levelname == "WARNING"]
+    assert len(said) == (times is not None)
+    assert all("about 10 tokens" in line and "500 times" in line for line in said)
