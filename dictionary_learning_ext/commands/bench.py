@@ -27,9 +27,9 @@ class BenchInputFlags(InputFlags):
     """The language model of the SAEs, and the texts of the evaluations."""
 
     data: str | None = None
-    """The texts: embedded (the shipped books, for core), hub (SAE Bench's own datasets), or a folder that
-    holds datasets in subfolders named as on the hub. Default: embedded for the embedded model,
-    hub for others. scr, tpp and sparse_probing need labelled texts, so hub or a folder."""
+    """The texts. core reads the held-out part of any that train takes (.txt, .jsonl, a folder of them, embedded); default: of
+    the run's own. hub: SAE Bench's own datasets. A folder may hold them, in subfolders named as on the hub. scr, tpp and
+    sparse_probing need labelled texts, so hub (their default) or such a folder."""
 
 
 @dataclass(frozen=True)

@@ -53,9 +53,12 @@ def evaluate(
     output = work / "output"
     shutil.rmtree(output, ignore_errors=True)
     output.mkdir(parents=True)
-    cached = settings.cache if settings.data.is_embedded else datasets_config.HF_DATASETS_CACHE
+    folder = work if evaluation in _OWN_TEXTS else settings.data.folder
+    cached = datasets_config.HF_DATASETS_CACHE
+    if evaluation == "core" and settings.data.text is not None:
+        folder = cached = settings.cache
     with (
-        working_in(work if evaluation in _OWN_TEXTS else settings.data.folder, cached),
+        working_in(folder, cached),
         loaded_by_name(settings.model),
         # SAE Bench fits many small probes, which a second thread only slows down.
         threadpool_limits(1, user_api="blas"),
@@ -75,7 +78,8 @@ def evaluate(
             )
         result = read_json(paths[0], RESULT)
         if evaluation == "core":
-            result["eval_result_unstructured"] = our_metrics(sae, config, settings)
+            ours = our_metrics(sae, config, settings)
+            result["eval_result_unstructured"] = ours | {"text": settings.data.core_text}
     return result
 
 

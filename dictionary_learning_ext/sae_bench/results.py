@@ -126,7 +126,7 @@ def reading_notes(outcome: BenchResults) -> list[str]:
         if core := results.get("core"):
             stats, ours = metrics(core, "token_stats"), core["eval_result_unstructured"]
             line = (
-                f"core: measured on {stats['total_tokens_eval_sparsity_variance']:,} tokens, CE and KL "
+                f"core: measured on {stats['total_tokens_eval_sparsity_variance']:,} tokens of {ours['text']}, CE and KL "
                 f"on {stats['total_tokens_eval_reconstruction']:,}"
             )
             if left_out := ours.get("left_out"):

@@ -42,7 +42,7 @@ from ..run_folder.sae_folder import SAEFolder, find_saes, require_own
 from ..run_folder.tensors import hash_of
 from ..run_folder.trained_on import trained_on
 from . import adapter
-from .data import EMBEDDED, HUB, open_bench_data
+from .data import find_bench_data, write_core_text
 from .evaluations import RESULT, evaluate
 from .lens_model import hooked_transformer
 from .probes import SMALLEST, chosen_sets
@@ -53,8 +53,6 @@ logger = logging.getLogger(__name__)
 
 _BESIDE_THE_SAE = "disk for this folder"
 """What to change if results can't be written, for the error's message."""
-_LABELLED = ("scr", "tpp", "sparse_probing")
-"""The evaluations on texts with class labels."""
 _KEY = "vsae_bench_key"
 """A result's hash of everything that it depends on, in its "eval_result_unstructured"."""
 
@@ -81,8 +79,7 @@ def bench(
 
     Arguments:
         folders: run folders, or OWNER/REPOSITORY/FOLDER on the hub. For where results go, see `SAEFolder.results`.
-        data: "embedded", "hub" or a folder, see `open_bench_data`. Default: embedded for the
-            embedded model, and hub for others.
+        data: "embedded", "hub", a folder of data sets, or a text for core, see `find_bench_data`.
         tokens: how many core measures on.
         train_size, test_size: the numbers of texts in the probes' sets.
         probing_sets: the data sets of sae_probes, see `chosen_sets`.
@@ -109,12 +106,7 @@ def bench(
     runs = {name: trained_on(sae, **where) for name, sae in saes.items()}
     require_one_setting(runs, ("model", "hook", *LEAVING_OUT), BenchError)
     run = replace(next(iter(runs.values())), dtype="float32")
-    data = data or (EMBEDDED if run.model == EMBEDDED else HUB)
-    if data == EMBEDDED and (labelled := [name for name in evals if name in _LABELLED]):
-        raise BenchError(
-            f"{', '.join(labelled)}: the embedded books have no labels; leave it out of --evals, or give --data hub, "
-            "or --data FOLDER with SAE Bench's data sets"
-        )
+    texts = find_bench_data(data, run, evals)
     adapter.register()
     language_model, hook_point = open_model(run)
     jobs = _load(saes, run, hook_point)
@@ -126,7 +118,8 @@ def bench(
     with locked(cache, "first folder"):
         with writing(cache, _BESIDE_THE_SAE):
             _clear(cache)  # a kill may have left half a file
-            texts = open_bench_data(data, cache)
+            if texts.text is not None:
+                write_core_text(texts.text, cache, 2 * tokens)
         settings = BenchSettings(
             hooked,
             PositionRule.of(run, hooked.tokenizer),
@@ -139,7 +132,7 @@ def bench(
             test_size,
         )
         rule = settings.rule.settings
-        measured_on = [hash_of(language_model.module), hook_point.name, texts.name, rule]
+        measured_on = [hash_of(language_model.module), hook_point.name, *texts.identity, rule]
         outcome = _evaluate_all(evals, jobs, settings, measured_on, again)
         with contextlib.suppress(OSError):
             _clear(cache)

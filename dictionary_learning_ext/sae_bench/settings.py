@@ -18,7 +18,7 @@ from ..activations.positions import PositionRule
 from ..config.architectures import BenchEvaluation
 from ..config.run import RunConfig
 from ..errors import BenchError
-from .data import CORE_BOOKS, CORE_SET, BenchData
+from .data import BenchData
 
 SEED = 42  # SAE Bench's
 LEAST_TEXTS = 16  # in the sets of probes: a few of each class and attribute
@@ -83,7 +83,7 @@ def _core(settings: BenchSettings) -> Any:
         batch_size_prompts=16,
         n_eval_reconstruction_batches=max(1, batches // 5),
         n_eval_sparsity_variance_batches=batches,
-        dataset=CORE_BOOKS if settings.data.is_embedded else CORE_SET,
+        dataset=settings.data.core_set,
         context_size=settings.ctx_len,
         exclude_special_tokens_from_reconstruction=True,
     )

@@ -17,9 +17,9 @@ import pyarrow.parquet
 import sae_bench.evals.scr_and_tpp.main as scr_and_tpp  # pyright: ignore[reportMissingImports]
 from sae_bench.sae_bench_utils import dataset_info  # pyright: ignore[reportMissingImports]
 
-from dictionary_learning_ext.activations.text import EMBEDDED_TEXT
+from dictionary_learning_ext.activations.text import EMBEDDED_TEXT, open_text
 from dictionary_learning_ext.sae_bench import runner
-from dictionary_learning_ext.sae_bench.data import CORE_BOOKS, write_heldout_books
+from dictionary_learning_ext.sae_bench.data import CORE_BOOKS, write_core_text
 from dictionary_learning_ext.sae_bench.settings import configure
 
 BOOKS = "embedded/books_in_bias_in_bios_schema"
@@ -46,7 +46,7 @@ TEST_EVERY = 3  # pieces of every third passage of the text are test data
 
 def write_books(folder: Path) -> None:
     """Write the labelled books, and the held-out ones that core reads, into a folder of data sets."""
-    write_heldout_books(folder)
+    write_core_text(open_text("embedded", split="heldout"), folder, 0)
     (folder / BOOKS).mkdir(parents=True, exist_ok=True)
     for part, frame in passages().items():
         frame.to_parquet(folder / BOOKS / f"{part}.parquet", index=False)

@@ -40,7 +40,7 @@ from sae_lens.training.activations_store import (  # pyright: ignore[reportMissi
 )
 
 from dictionary_learning_ext.sae_bench import adapter, evaluations, lens_model
-from dictionary_learning_ext.sae_bench.data import open_bench_data
+from dictionary_learning_ext.sae_bench.data import BenchData
 from dictionary_learning_ext.sae_bench.settings import BenchSettings, configure
 
 pytestmark = pytest.mark.extra
@@ -74,7 +74,7 @@ def test_absorption_is_sae_benchs_and_of_the_model_that_is_loaded(letters, tmp_p
     t.manual_seed(0)
     dictionary = VariationalTopKAutoEncoder(128, 256, 32).eval()
     sae = adapter.BenchSAE(dictionary, **PLACE | {"hook_name": hook.name, "hook_layer": 1})
-    data = open_bench_data("embedded", tmp_path)
+    data = BenchData("embedded", tmp_path, None)
     settings = BenchSettings(hooked, PositionRule(), data, tmp_path)
     config = configure("absorption", settings, sae)
     config.min_GT_probe_f1, config.k_sparse_probe_num_epochs, config.max_k_value = -1, 2, 2

@@ -11,9 +11,12 @@ import pytest
 import torch as t
 import transformers
 from bench_saes import FLAGS, FOUR, PLACE, SMALL, D, result_in
+from texts import write_jsonl
 
 from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.errors import BenchError
+from dictionary_learning_ext.run_folder.sae_folder import find_sae
+from dictionary_learning_ext.run_folder.trained_on import trained_on
 
 pytest.importorskip("sae_bench", reason="needs the extra: pip install -e '.[sae-bench]'")
 
@@ -21,6 +24,7 @@ from sae_bench.custom_saes.identity_sae import IdentitySAE  # pyright: ignore[re
 from sae_bench.sae_bench_utils import graphing_utils  # pyright: ignore[reportMissingImports]
 
 from dictionary_learning_ext.sae_bench import adapter, evaluations, runner
+from dictionary_learning_ext.sae_bench import data as bench_data
 from dictionary_learning_ext.sae_bench.results import curve
 from dictionary_learning_ext.sae_bench.runner import bench
 
@@ -162,7 +166,7 @@ def test_a_full_disk_keeps_what_is_finished(one, books, monkeypatch):
 REFUSED = {
     "--evals core,scrr": r"evals='scrr': expected one of core, scr",
     "--evals scr --train-size 0": r"train_size=0: expected at least 16",
-    "--data ./nowhere": r"data='./nowhere': no such folder; expected embedded, hub",
+    "--data ./nowhere": r"data: \./nowhere: no such file or folder; expected",
     "--evals core --probing-sets all": r"probing_sets='all': expected sae_probes in evals",
     "--evals sae_probes --model nowhere --probing-sets glue": r"probing_sets='glue': expected smallest",
     "--model elsewhere": r"language model 'elsewhere' can't be loaded",
@@ -285,3 +289,58 @@ def test_core_takes_a_run_in_bfloat16(one):
     outcome = bench([one], evals=["core"], **SMALL)
     outcome.check()
     assert list(outcome.results["one"]) == ["core"]
+
+
+def test_core_measures_on_the_runs_own_held_out_text_or_on_any_other(one, tmp_path, capsys):
+    own = trained_on(find_sae(one)).data
+    flags = ["bench", str(one), "--evals", "core", "--tokens", "512"]
+    assert main(flags) == 0
+    assert f"tokens of the held-out part of {Path(own).name}" in capsys.readouterr().out
+    words = [
+        "the",
+        "cat",
+        "and",
+        "dog",
+        "sat",
+        "on",
+        "a",
+        "mat",
+        "by",
+        "the",
+        "door",
+        "in",
+        "times",
+        "of",
+        "best",
+    ]
+    texts = [" ".join(words[i % 13 :] + words) * 4 + f" {i}" for i in range(400)]
+    write_jsonl(tmp_path / "docs.jsonl", texts)
+    before = bench([one], evals=["core"], tokens=512).results["one"]["core"]
+    assert main([*flags, "--data", str(tmp_path / "docs.jsonl")]) == 0
+    assert "docs.jsonl" in capsys.readouterr().out
+    now = bench([one], evals=["core"], tokens=512, data=str(tmp_path / "docs.jsonl"))
+    metrics = [found["eval_result_metrics"] for found in (before, now.results["one"]["core"])]
+    assert metrics[0]["reconstruction_quality"] != metrics[1]["reconstruction_quality"]
+
+
+@pytest.mark.parametrize(
+    ("evals", "data", "said"),
+    [
+        ("core", "hub", "openwebtext"),
+        ("core,scr", "docs.txt", "labels"),
+        ("core", "no.txt", "no.txt"),
+    ],
+)
+def test_what_cannot_be_measured_is_said_before_a_model_is_loaded(
+    evals, data, said, one, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "docs.txt").write_text("the cat sat on the mat\n\n" * 100)
+    monkeypatch.setattr(bench_data.HfApi, "dataset_info", unreachable)
+    monkeypatch.setattr("dictionary_learning_ext.sae_bench.runner.open_model", None)
+    assert main(["bench", str(one), "--evals", evals, "--data", data]) == 2
+    assert said in capsys.readouterr().err
+
+
+def unreachable(*_, **options):
+    raise OSError("no network")
