@@ -430,7 +430,11 @@ def test_the_first_step_sees_the_trained_sae_and_takes_nothing_from_it(
     for (name, old), new in zip(was.named_parameters(), now.parameters(), strict=True):
         t.testing.assert_close(new, old, rtol=1e-4, atol=1e-5, msg=name)
     x = first_batch(run)
-    if architecture not in ("batch_top_k", "vsae_batch_top_k", "matryoshka"):  # those keep a batch's largest
+    if architecture not in (
+        "batch_top_k",
+        "vsae_batch_top_k",
+        "matryoshka",
+    ):  # those keep a batch's largest
         fve = 1 - (x - now(x)).square().sum() / (x - x.mean(0)).square().sum()
         assert read_history(folder)[0]["fve"] == pytest.approx(float(fve), abs=1e-4)
 
