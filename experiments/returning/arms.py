@@ -162,6 +162,7 @@ COMPARED = {
     "TopK": Arm({"architecture": "vsae_top_k", "rectify": True} | _POINT),
     "vSAE": Arm(vsae()),
     "BatchTopK": Arm({"architecture": "vsae_batch_top_k"} | _POINT),
-    "Probabilistic TopK": Arm(gated(5.0), batch_size=512),
 }
 """Beside the vSAE over BatchTopK, which the first step chooses among TUNED."""
+GATED = {"Probabilistic TopK": Arm(gated(5.0), lr=8e-3, batch_size=512)}
+"""The rival, at the rate that the study before chose."""

@@ -16,7 +16,7 @@ import torch as t
 from experiments.pages import table
 from experiments.raw_results import RESULTS
 from experiments.returning import rules, truth
-from experiments.returning.arms import COMPARED, OVER_BATCH, TUNED, Arm
+from experiments.returning.arms import COMPARED, GATED, OVER_BATCH, TUNED, Arm
 from experiments.returning.study import (
     BLOCKS_2,
     DENSE,
@@ -85,8 +85,9 @@ def compared() -> dict[str, Arm]:
 
 
 def confirmation(arms: Mapping[str, Arm]) -> list[Part]:
-    """Step 3."""
-    return [Part("compared", place, SEEDS, arms) for place in PLACES]
+    """Step 3. The rival's are parts of their own, which are trained last."""
+    parts = [Part("compared", place, SEEDS, arms) for place in PLACES]
+    return parts + [Part("rival", place, SEEDS, GATED) for place in PLACES]
 
 
 def long_runs(arms: Mapping[str, Arm]) -> Part:
