@@ -23,6 +23,7 @@ from ..activations.batches import Batches
 from ..activations.inputs import Inputs, find_inputs
 from ..activations.own_batches import OwnBatches, checked
 from ..codes.sinks import warn_of_sinks
+from ..config.architectures import TRAINED
 from ..config.checks import require
 from ..config.run import SAMPLE_TOKENS, UNKNOWN, RunConfig
 from ..config.sae import SAEConfig
@@ -249,7 +250,7 @@ def prepare(
     is_on_gpu = settings.device.startswith("cuda")
     require(not settings.tf32 or is_on_gpu, "tf32", settings.tf32, "False, or device='cuda'")
     if processes.is_first:
-        warn_of_slow_bf16(settings.device, settings.dtype)
+        warn_of_slow_bf16(settings.device, settings.dtype, _multiplied_by_torch(share))
     inputs = find(
         settings, share.planned.hooks, signals.check_all, group=processes.ranks, language_model=None
     )
@@ -260,6 +261,15 @@ def prepare(
     training = _opened(share, signals, inputs, start)
     training.sae_runs += _built(training, start)
     return training
+
+
+def _multiplied_by_torch(share: Share) -> list[str]:
+    """The parts of a run that have matmuls in its dtype, and don't compute them by `trainers/matmuls.py`."""
+    settings = share.settings
+    rows = [TRAINED[job.config.sae.architecture] for job in share.planned.jobs]
+    measures_ce = settings.eval_tokens > 0 and settings.model != UNKNOWN
+    parts = ["the language model"] if settings.activations is None or measures_ce else []
+    return parts + sorted({f"upstream's {row.title}" for row in rows if row.is_adapted})
 
 
 def _opened(share: Share, signals: Interrupts, inputs: Inputs, start: Start) -> "Training":

@@ -17,7 +17,7 @@ from interrupted_runs import STEPS, assert_equal, results, resumed, sae_of, stop
 from planted_sinks import saved_with_sinks
 from upstreams_tracing import upstreams_tracing
 
-from dictionary_learning_ext import VariationalTopKTrainer, load_dictionary, train
+from dictionary_learning_ext import VariationalTopKTrainer, devices, load_dictionary, train
 from dictionary_learning_ext.activations import inputs, passes
 from dictionary_learning_ext.activations.buffer import ResidualBuffer
 from dictionary_learning_ext.activations.language_models import load_language_model
@@ -55,6 +55,25 @@ def stop(*_):
 
 def weights(folder):
     return t.load(folder / "ae.pt", weights_only=True)
+
+
+@pytest.mark.parametrize(
+    ("instructions", "architecture", "slow"),
+    [
+        (None, "vsae_top_k", ["language model"]),
+        (None, "top_k", ["language model", "upstream's TopK"]),
+        ("AMX", "top_k", []),
+    ],
+)
+def test_bfloat16_is_warned_of_where_torch_multiplies_it_without_instructions(
+    instructions, architecture, slow, run_of, caplog, monkeypatch
+):
+    monkeypatch.setattr(devices, "bf16_instructions", lambda: instructions)
+    train(run_of(dtype="bfloat16", steps=1, eval_tokens=0), {"one": sae_of(architecture)})
+    warned = [line for line in caplog.messages if line.startswith("dtype='bfloat16': ")]
+    assert len(warned) == bool(slow)
+    assert all(part in warned[0] for part in slow)
+    assert ("upstream's" in "".join(warned)) == (len(slow) == 2)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
