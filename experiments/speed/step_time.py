@@ -1,29 +1,41 @@
 """A training step on a CPU: its time beside other libraries'.
 
     python -m experiments.speed.step_time bench      # ours, upstream's, SAELens's, sparsify's: 10 minutes
+    python -m experiments.speed.step_time beside     # ours beside upstream's, here and as with AVX2 alone; commands: 8 minutes
     python -m experiments.speed.step_time tables     # write the page's tables again
 
 SAELens and sparsify are measured where they are installed: `pip install sae-lens`, and
 `pip install --no-deps eai-sparsify` with `natsort simple-parsing schedulefree`. A step is forward,
 backward, the library's own constraints, clipping and optimiser. sparsify's fast kernels are for GPUs.
+
+`beside` takes AVX-512 from torch, oneDNN, MKL and numba by their environment variables. fbgemm, which sums rows of weights, keeps it.
 """
 
 import argparse
 import importlib.util
 import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch as t
+from dictionary_learning.trainers.batch_top_k import BatchTopKTrainer
 from dictionary_learning.trainers.top_k import TopKTrainer
 
-from dictionary_learning_ext import VariationalTopKTrainer
+from dictionary_learning_ext import VariationalBatchTopKTrainer, VariationalTopKTrainer
+from dictionary_learning_ext.devices import bf16_instructions
 from experiments.pages import table
 from experiments.raw_results import RESULTS
 from experiments.speed.timing import (
     SEED,
     Step,
     activations,
+    cpu,
     equations,
     header,
     medians,
@@ -169,11 +181,98 @@ def tables_of_times(content: Content) -> list[str]:
     ]
 
 
+# Beside upstream's alone, with this CPU's instructions and with AVX2's.
+
+PAIRS: dict[str, tuple[Any, Any]] = {
+    "vsae_top_k": (VariationalTopKTrainer, TopKTrainer),
+    "vsae_batch_top_k": (VariationalBatchTopKTrainer, BatchTopKTrainer),
+}
+
+
+def as_with_avx2(folder: str) -> dict[str, str]:
+    """An environment in which numerical libraries use AVX2 alone. numba compiles into this folder."""
+    from llvmlite import binding
+
+    features: dict[str, bool] = binding.get_host_cpu_features()  # pyright: ignore
+    kept = (("+" if has and "avx512" not in name else "-") + name for name, has in features.items())
+    return {
+        "ATEN_CPU_CAPABILITY": "avx2",
+        "ONEDNN_MAX_CPU_ISA": "AVX2",
+        "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+        "NUMBA_CPU_NAME": "znver3",
+        "NUMBA_CPU_FEATURES": ",".join(kept),
+        "NUMBA_CACHE_DIR": folder,
+    }
+
+
+def ratios_with(threads: str) -> str:
+    """In this process, of each row: our milliseconds, upstream's, which take turns, and their ratio; as JSON."""
+    t.set_num_threads(int(threads))
+    x_BD, rows = activations(BATCH, D), {}
+    for name, (ours, upstreams) in PAIRS.items():
+        for k in KS:
+            common = trainer_arguments(D, F, k) | {"threshold_start_step": 0}
+            reference = update(upstreams(**common), x_BD)
+            options = equations() | {"mean_squared_norm": float(D)}
+            for dtype in ("float32", "bfloat16"):
+                trainer = ours(dtype=dtype, **common, **options)
+                both = medians({"ours": update(trainer, x_BD), "upstream": reference}, 5)
+                cells = [both["ours"], both["upstream"], both["ours"] / both["upstream"]]
+                rows[f"{name}, k={k}, {dtype}"] = cells
+    title = f"{cpu()}, bf16 by {bf16_instructions()}, {threads} threads"
+    return json.dumps({"title": title, "rows": rows})
+
+
+def cpu_seconds(*words: str) -> float:
+    """The CPU seconds of a vsae command."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    command = [sys.executable, "-m", "dictionary_learning_ext", *words]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    subprocess.run(command, check=True, **quiet)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+
+
+def seconds_of_commands() -> dict[str, float]:
+    """The CPU seconds of commands that need no language model, the least of three. Training takes one step."""
+    with tempfile.TemporaryDirectory() as folder:
+        cache, seeds = str(Path(folder, "cache")), str(Path(folder, "seeds"))
+        cpu_seconds("cache", cache, "--tokens=100000")
+        train = ["train", f"--activations={cache}", "--eval-tokens=0", "--steps=1"]
+        cpu_seconds(*train, "--seeds=2", f"--save-dir={seeds}")
+        reproduce = ["reproduce", seeds, "--tokens=2000"]
+        cpu_seconds(*reproduce)  # keeps the codes
+        commands = {
+            "compare": ["compare", seeds],
+            "reproduce, from kept codes": reproduce,
+            "train --activations, one step": [*train, f"--save-dir={folder}/one", "--overwrite"],
+        }
+        return {
+            name: min(cpu_seconds(*words) for _ in range(3)) for name, words in commands.items()
+        }
+
+
+def print_beside(_: argparse.Namespace) -> None:
+    seconds = {name: [f"{value:.1f}"] for name, value in seconds_of_commands().items()}
+    print(*table("vsae", seconds, ["CPU seconds"]), sep="\n", flush=True)
+    columns = ["ours, ms", "upstream's, ms", "ratio"]
+    with tempfile.TemporaryDirectory() as folder:
+        for environment in ({}, as_with_avx2(folder)):
+            os.environ |= environment
+            for threads in ("1", "2"):
+                found = json.loads(in_child(NAME, "beside", "--only", threads))
+                cells = {
+                    n: [f"{a:.0f}", f"{b:.0f}", f"{c:.2f}"]
+                    for n, (a, b, c) in found["rows"].items()
+                }
+                print("", *table(found["title"], cells, columns), sep="\n", flush=True)
+
+
 STAGES = Stages(
     NAME,
-    {"bench": measure_times},
+    {"bench": measure_times, "beside": print_beside},
     {"benchmark_step": Page(page_by_cpu(tables_of_times))},
-    child={"bench": times_at},
+    child={"bench": times_at, "beside": ratios_with},
 )
 
 if __name__ == "__main__":
