@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar, get_args
 import torch as t
 from dictionary_learning.trainers.top_k import AutoEncoderTopK, TopKTrainer, geometric_median
 from dictionary_learning.trainers.trainer import SAETrainer, get_lr_schedule
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ..config.architectures import TRAINED
 from ..config.checks import annotations_of, require, require_choice, require_sizes
@@ -255,7 +256,10 @@ class SamplingTrainer(SAETrainer, ABC):
         """Take one training step on activations (B, D). Returns the loss, without waiting for it."""
         x = self._prepared(x)
         if step == 0 and self.starts_at_median:
-            self._start_decoder_bias(x)
+            with (
+                logging_redirect_tqdm()
+            ):  # a warning gets a line of its own, above trainSAE's progress bar
+                self._start_decoder_bias(x)
         vars(self).update(self._scheduled(step))
         self.part.start_step(step, self.seed, self.generator)
         with self._own_dtypes():

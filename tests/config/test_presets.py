@@ -8,6 +8,7 @@ import pytest
 import torch as t
 from dictionary_learning.training import trainSAE
 from small_trainers import in_float64
+from tqdm import tqdm
 from variational_trainers import D, F, data
 
 from dictionary_learning_ext import VariationalTopKTrainer, load_dictionary, trainer_options
@@ -177,6 +178,15 @@ def test_a_first_batch_in_other_units_is_warned_of_once(size, is_warned, caplog)
     said = [each.message for each in caplog.records if "mean_squared_norm=1:" in each.message]
     assert len(said) == is_warned
     assert all(f"set mean_squared_norm={size**2:.4g}" in each for each in said)
+
+
+def test_that_warning_has_a_line_of_its_own_beside_a_progress_bar(capsys):
+    trainer = VariationalTopKTrainer(**SIZES, **REST)
+    with tqdm([0]) as steps:
+        for step in steps:
+            trainer.update(step, 50 * data())
+    (line,) = (one for one in capsys.readouterr().err.split("\n") if "mean_squared_norm=" in one)
+    assert line.rpartition("\r")[2].startswith("mean_squared_norm=1")
 
 
 def test_trainsae_takes_them_and_its_noise_has_the_presets_ratio(tmp_path, caplog):
