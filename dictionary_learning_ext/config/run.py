@@ -344,7 +344,7 @@ def as_json(settings: dict[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps(settings))
 
 
-CONTINUE_OR_START = "leave out {names} to continue it, or start a new run with config"
+CONTINUE_OR_START = "leave out {names} to continue it, or start a new run with config=FOLDER"
 
 
 def may_move(was: "RunConfig", now: "RunConfig") -> tuple[str, ...]:
@@ -395,8 +395,8 @@ def require_same(
 class ReportOptions(Checked):
     """Options of a report: the tokens that it reads, and how much it shows."""
 
-    tokens: Count = RunConfig.eval_tokens
-    """Tokens to collect the features' contexts from."""
+    tokens: Count | None = None
+    """Tokens to collect the features' contexts from. Default: as in the runs' own evaluations."""
     split: Split = "heldout"
     """Which part of the text to read: heldout or train."""
     pages: Count = 2048

@@ -200,7 +200,7 @@ class OpenedFolders:
         run = replace(self.run, eval_tokens=self.own_tokens)
         if self.is_without_cache:
             logger.warning(
-                "%s: no such folder; running the language model %s on %s instead. --activations FOLDER names another place.",
+                "%s: no such folder; running the language model %s on %s instead. activations=FOLDER names another place.",
                 *(run.activations, run.model, run.data),
             )
             run = replace(run, activations=None)

@@ -15,8 +15,8 @@ import torch as t
 
 from ..codes.codes import Codes
 from ..config.checks import require
-from ..config.run import RunConfig
-from ..errors import UserError
+from ..config.run import UNKNOWN, RunConfig
+from ..errors import UserError, as_flag
 from ..evaluation.folders import SAE, OpenedFolders, named_or_given, open_folders
 from ..evaluation.tables import labels, metrics_as_now, titles
 from ..run_folder.comparing import (
@@ -353,9 +353,11 @@ def warn_of_differences(saes: Mapping[str, SAEFolder]) -> list[str]:
             "the settings are"
         )
     for name, pair in _shared_seeds(saes).items():
+        said, own = _SAME_SEED[name], f"with its own {as_flag(name)}"
+        if name == "data_seed" and saes[pair[0]].settings.get("model") == UNKNOWN:
+            said, own = "may have seen the same batches, your own", "on another order of them"
         notes.append(
-            f"{' and '.join(pair)} {_SAME_SEED[name]}: features may come back for that reason; train each with its own "
-            f"--{name.replace('_', '-')}"
+            f"{' and '.join(pair)} {said}: features may come back for that reason; train each {own}"
         )
     for note in notes:
         logger.warning("%s", note)

@@ -113,7 +113,7 @@ def test_two_of_sparsify_of_two_sizes(tokens, sparse, where, capsys):
         line = refused(command, capsys)
         assert "which language model" in line
         assert "lm_name" not in line
-        assert "give model; or use --tokens 0" in line
+        assert "give model; or use tokens=0" in line
         assert main([*command, *where]) == 0
     found = of_one_setting(capsys.readouterr().out)
     assert found["tokens"] == int(tokens)
@@ -343,7 +343,7 @@ def test_an_sae_of_own_activations_needs_nothing_but_them(tmp_path, monkeypatch,
     folder = "runs/x/trainer_0"
     line = refused(["eval", folder], capsys)
     assert "lm_name='mine'" in line
-    assert "--activations" in line
+    assert "activations=FOLDER" in line
     caplog.clear()
     assert main(["eval", folder, "--activations", "acts"]) == 0
     assert [each.message for each in caplog.records if "trust" in each.message] == []

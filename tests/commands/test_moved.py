@@ -87,4 +87,4 @@ def test_what_did_not_move_along_is_named_with_the_flag_that_replaces_it(moved, 
     shutil.rmtree(moved.parent / "lm")
     line = refused(["eval", str(moved / "one")], capsys)
     assert "'lm'" in line
-    assert "--model PATH" in line
+    assert "model=PATH" in line

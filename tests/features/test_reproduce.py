@@ -24,11 +24,11 @@ from dictionary_learning_ext.evaluation.metrics import METRICS, fve_of
 from dictionary_learning_ext.features import reproduce as reproduce_module
 from dictionary_learning_ext.features.agreement import CODE_MEASURES, AgreementOfCodes
 from dictionary_learning_ext.features.directions import decoder_directions
-from dictionary_learning_ext.features.reproduce import reproduce
+from dictionary_learning_ext.features.reproduce import reproduce, warn_of_differences
 from dictionary_learning_ext.features.reproduce_text import HEADER, answer, with_random_tokens
 from dictionary_learning_ext.features.reproducibility import reproducibility
 from dictionary_learning_ext.features.seeds import compare_seeds
-from dictionary_learning_ext.run_folder.sae_folder import find_sae
+from dictionary_learning_ext.run_folder.sae_folder import find_sae, find_saes
 from dictionary_learning_ext.run_folder.trained_on import trained_on
 from dictionary_learning_ext.run_folder.weights import load_sae
 
@@ -435,6 +435,17 @@ def test_run_folders_are_loaded_and_what_makes_them_alike_is_said(trained, caplo
     assert mixed.pair.pw_mcc == found.pair.pw_mcc
     with pytest.raises(ConfigError, match="vsae"):
         agreement(trained / "vsae", f"{trained / 'vsae'}/../vsae")
+
+
+def test_own_batches_have_no_data_seed(trained, tmp_path, caplog):
+    for name in ("vsae", "top_k"):
+        path = shutil.copytree(trained / name, tmp_path / name) / "config.json"
+        content = json.loads(path.read_text())
+        content["run"]["settings"] |= {"model": "unknown"}
+        path.write_text(json.dumps(content))
+    warn_of_differences(find_saes([tmp_path / "vsae", tmp_path / "top_k"]))
+    assert "your own" in caplog.text
+    assert "--data-seed" not in caplog.text
 
 
 def numbers(direction, function=None, fve=None, back=None, l0=None):

@@ -52,3 +52,13 @@ def test_it_knows_its_metrics_as_they_were_when_it_first_read_them(folder):
     (folder / "metrics.json").write_text('{"fve": 0.5}')
     assert found.metrics is None
     assert find_sae(folder).required_metrics == {"fve": 0.5}
+
+
+def test_weights_that_are_missing_at_the_last_step_are_written_by_a_resume(folder):
+    (folder / "config.json").write_text(json.dumps(sae_of(k=4, steps=9).config))
+    (folder / "ae.pt").unlink()
+    (folder / "resume").mkdir()
+    (folder / "resume" / "step_00000009.pt").touch()
+    with pytest.raises(CheckpointError, match=r"ae\.pt.*--resume") as raised:
+        find_sae(folder)
+    assert "not finished" not in str(raised.value)
