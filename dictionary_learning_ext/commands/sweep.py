@@ -70,12 +70,12 @@ def _show(folder: Path) -> None:
     """Print the results of the sweep in a folder, and write them there."""
     from ..report.many_runs import from_folder
     from ..report.runs_page import show_sweep
-    from ..sweep.runner import progress
+    from ..sweep.runner import metric_of, progress
 
     missing = progress(folder)
     results = from_folder(folder, missing)
     width = shutil.get_terminal_size().columns
-    print(printable(show_sweep(results, folder, missing, width)))
+    print(printable(show_sweep(results, folder, missing, width, metric_of(folder))))
 
 
 def _run_file(file: Path, flags: SweepFlags) -> None:
@@ -111,6 +111,7 @@ def _run_file(file: Path, flags: SweepFlags) -> None:
             devices=devices,
             name=sweep.name,
             command=f"{vsae()} sweep {shlex.join(flags.words)}",
+            metric=sweep.metric,
             on_begin=print_start,
         )
     except TrainingError:

@@ -101,11 +101,14 @@ SAME_FVE = 0.002
 """Settings whose FVE is at most this far below the best of their k count as equally good reconstructions."""
 
 
-def best_of_each_k(groups: list[Group]) -> list[Group]:
-    """The setting with the lowest mean description length for each k, at each hook point."""
+def best_of_each_k(
+    groups: list[Group], key: str = RANKED_BY, *, highest: bool = False
+) -> list[Group]:
+    """The setting with the lowest mean of a metric for each k, at each hook point, or the highest."""
+    best = max if highest else min
     return [
-        min(rivals, key=lambda group: group.mean(RANKED_BY) or 0.0)
-        for rivals in _groups_by_k(groups, RANKED_BY)
+        best(rivals, key=lambda group: group.mean(key) or 0.0)
+        for rivals in _groups_by_k(groups, key)
     ]
 
 

@@ -5,7 +5,7 @@ import json
 import logging
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -125,7 +125,11 @@ def _stale(results: list[RunResult]) -> list[str]:
 
 
 def show_sweep(
-    results: list[RunResult], folder: Path, missing: str | None = None, width: int | None = None
+    results: list[RunResult],
+    folder: Path,
+    missing: str | None = None,
+    width: int | None = None,
+    metric: Mapping[str, str] | None = None,
 ) -> str:
     """Write a sweep's results into `folder` as CSV files and a page; return the tables as text.
 
@@ -135,11 +139,17 @@ def show_sweep(
     Arguments:
         missing: a sentence about what the sweep lacks, if anything.
         width: the terminal's.
+        metric: the name and the goal of the metric that ranks the settings, as a sweep's file has them. Default: the description
+            length, the lowest.
     """
+    ranked_by, highest = _ranking(metric)
     names, metrics = differing(results), shown_in("sweep")
     warnings = [*([f"{missing}."] if missing else []), *_stale(results)]
     groups = with_seed_scores(grouped(results), encode=True)
-    best, settings = best_of_each_k(groups), [name for name in names if name not in SEEDS]
+    best, settings = (
+        best_of_each_k(groups, ranked_by.key, highest=highest),
+        [name for name in names if name not in SEEDS],
+    )
     has_seeds = _have_seeds(groups)
     ranked_in = ["hook", "k"] if "hook" in settings else ["k"]
     each_k = f"for each {' and '.join(ranked_in)}"
@@ -150,8 +160,13 @@ def show_sweep(
     tables.append(_runs_table("All runs", results, names, metrics, page))
     how_many = "1 run" if len(results) == 1 else f"{len(results)} runs"
     lede = (
-        f"{how_many}. The best setting has the lowest description length. It is comparable between "
-        "different k: a larger k explains more variance but pays for every feature that it selects. "
+        f"{how_many}. The best setting has the {'highest' if highest else 'lowest'} {ranked_by.label}. "
+        + (
+            "It is comparable between different k: a larger k explains more variance but pays for every feature that it "
+            "selects. "
+            if ranked_by.key == RANKED_BY
+            else ""
+        )
     ) + (
         "Metrics are the mean ± the standard deviation over n seeds."
         if has_seeds
@@ -171,7 +186,9 @@ def show_sweep(
         *_notes(groups),
         "",
         *warnings,
-        *_best_lines(best, k_first, f"{each_k}, out of {len(results)} runs"),
+        *_best_lines(
+            best, k_first, f"{each_k}, out of {len(results)} runs", ranked_by, highest=highest
+        ),
         *_most_returning_lines(most_returning_of_each_k(groups), k_first, each_k),
     ]
     try:
@@ -183,13 +200,27 @@ def show_sweep(
     return "\n".join([*lines, "", f"Wrote {', '.join(map(str, files))}."])
 
 
-def _best_lines(best: list[Group], settings: list[str], each_k: str) -> list[str]:
+def _ranking(metric: Mapping[str, str] | None) -> tuple[Metric, bool]:
+    """The metric by which a sweep's settings are ranked, and whether the highest is the best. Warns of one that an evaluation
+    doesn't have."""
+    if metric is not None:
+        if (key := metric["name"].removeprefix("eval/")) in METRICS:
+            return METRICS[key], metric["goal"] == "maximize"
+        logger.warning(
+            "metric %s: not one of a final evaluation (eval/fve and others, see docs/metrics.md); ranked by the %s instead",
+            *(metric["name"], METRICS[RANKED_BY].label),
+        )
+    return METRICS[RANKED_BY], False
+
+
+def _best_lines(
+    best: list[Group], settings: list[str], each_k: str, ranked_by: Metric, *, highest: bool
+) -> list[str]:
     """Two lines for the best setting of each k: its mean, and the names of its runs."""
-    ranked_by = METRICS[RANKED_BY]
     if not best:
         return [f"{ranked_by.label} was not measured, so the runs are not ranked."]
     seeds = "(mean ± standard deviation over n seeds)"
-    lines = [f"Lowest mean {ranked_by.label} {each_k} {seeds}:"]
+    lines = [f"{'Highest' if highest else 'Lowest'} mean {ranked_by.label} {each_k} {seeds}:"]
     for group in best:
         shown = _settings_text(group, settings)
         lines.append(f"  {shown}: {group.text(ranked_by)} (n = {group.n})")

@@ -97,7 +97,12 @@ METRICS_JSON = Object(
 RANDOM_TOKENS_JSON = Object({"of": str}, others=float | None)
 """RANDOM_TOKENS of files.py."""
 SWEEP_JSON = Object(
-    {"settings": Object(others=_SETTINGS), "name": str | None, "advice": Object(others=str)}
+    {
+        "settings": Object(others=_SETTINGS),
+        "name": str | None,
+        "advice": Object(others=str),
+        "metric": Object({"name": str, "goal": str}, or_null=True),
+    }
 )
 """SWEEP_MANIFEST of files.py."""
 _ABOUT = {

@@ -54,6 +54,7 @@ def run_sweep(
     name: str | None = None,
     command: str | None = None,
     cache: SweepCache | None = None,
+    metric: dict[str, Any] | None = None,
     on_begin: Callable[[int], None] = lambda at_once: None,
 ) -> dict[str, Path]:
     """Train the runs of a sweep that are not finished. The folder may hold more runs.
@@ -68,6 +69,7 @@ def run_sweep(
         command: the command that continues the sweep, for messages (default: the same command).
         cache: a cache to write first, which the runs then read. If the disk is too small for it when the sweep begins,
             they run the language model.
+        metric: see `Manifest`.
         on_begin: called after the checks, before the cache and the runs, with the number of runs that are trained
             together; 0 if all have ended.
 
@@ -116,7 +118,7 @@ def run_sweep(
             configs = cache.write(given, is_read=bool(begun))
         settings = former.settings | {run: config.to_dict() for run, config in configs.items()}
         advice = former.advice | dict.fromkeys(configs, again)
-        write_json(save_dir / SWEEP_MANIFEST, asdict(Manifest(settings, name, advice)))
+        write_json(save_dir / SWEEP_MANIFEST, asdict(Manifest(settings, name, advice, metric)))
         chunks = list(chunks_of(configs, save_dir, name, at_once, done + failed))
         failures += train_on(devices, chunks) if devices else _train(chunks)
     if failures:
@@ -188,6 +190,8 @@ class Manifest:
     """The sweep's name, by which wandb groups its runs."""
     advice: dict[str, str] = field(default_factory=dict)
     """How to continue each run after an interruption, by its name."""
+    metric: dict[str, Any] | None = None
+    """The name and the goal of the metric that ranks the runs, as the sweep's file has them."""
 
 
 def _read(save_dir: Path) -> Manifest:
@@ -226,6 +230,11 @@ def _ended(names: Iterable[str], save_dir: Path) -> tuple[list[str], list[str]]:
                 if is_finished(folder, load_config(folder).run):
                     done.append(name)
     return done, failed
+
+
+def metric_of(save_dir: Path) -> dict[str, Any] | None:
+    """The metric by which a folder's sweep says that its runs are ranked; None if it doesn't."""
+    return _read(save_dir).metric
 
 
 def progress(save_dir: Path) -> str | None:

@@ -44,6 +44,8 @@ class Sweep:
     """The flags of `vsae train` that all runs share."""
     assignments: list[dict[str, Any]]
     """The values of the swept settings, for each run."""
+    metric: dict[str, Any] | None = None
+    """The name of the metric that ranks the runs, and its goal, as the file has them."""
 
 
 def read_sweep(path: Path, seed: int = 0) -> Sweep:
@@ -101,9 +103,13 @@ def _sweep(path: Path, content: Any, seed: int) -> Sweep:
         assignments = _grid(parameters, cap)
     else:
         assignments = _random(path, parameters, cap, seed)
-    name = str(content.get("name") or path.stem)
+    name, metric = str(content.get("name") or path.stem), content.get("metric")
     require_folder_name(name, "name")
-    return Sweep(path, name, flags, assignments)
+    has_name = metric is None or (isinstance(metric, dict) and isinstance(metric.get("name"), str))
+    require(has_name, "metric", metric, "name: eval/fve, or another metric, and a goal")
+    goal = (metric or {}).get("goal", "minimize")
+    require(goal in ("minimize", "maximize"), "metric", metric, "a goal: minimize or maximize")
+    return Sweep(path, name, flags, assignments, metric and {"name": metric["name"], "goal": goal})
 
 
 def configurations(

@@ -21,6 +21,7 @@ def sweep_file(flags, tmp_path):
     command = ["vsae", "train", *flags, "--eval-tokens=200", "--eval-documents=4", "${args}"]
     parameters = {"k": {"values": [2, 4]}, "seed": {"values": [0, 1]}}
     content = {"name": "tiny", "method": "grid", "parameters": parameters, "command": command}
+    content["metric"] = {"name": "eval/fve", "goal": "maximize"}
     path.write_text(json.dumps(content))  # JSON is YAML
     return path
 
@@ -49,7 +50,11 @@ def test_what_comes_back_between_seeds_is_compared_in_both_ways(sweep_file, tmp_
     folder = tmp_path / "s"
     typed = [str(sweep_file), "--save-dir", str(folder), "--steps", "6", "--decay-start", "None"]
     assert main(["sweep", *typed, "--data-seed", "seed"]) == 0
-    assert "in what they do" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "in what they do" in said
+    assert "Highest mean FVE for each k" in said
+    assert main(["sweep", "--results", str(folder)]) == 0
+    assert "Highest mean FVE for each k" in capsys.readouterr().out
     rows = list(csv.DictReader((folder / "results_by_setting.csv").open()))
     assert [row["k"] for row in rows] == ["2", "4"]
     for row in rows:

@@ -175,6 +175,21 @@ def test_the_best_run_for_each_k_is_named(tmp_path):
 
 
 @pytest.mark.usefixtures("without_saes")
+def test_the_metric_of_a_sweeps_file_decides(tmp_path, caplog):
+    rows = [row(8, 3.0), row(8, 2.0, lr=0.002)]
+    rows[0].metrics["fve"] = 0.9
+    by_fve = {"name": "eval/fve", "goal": "maximize"}
+    text = show_sweep(rows, tmp_path, metric=by_fve)
+    assert text.splitlines()[-4:-2] == ["  k=8, lr=0.001: 0.9000 (n = 1)", "    k8_3.0"]
+    assert "Highest mean FVE" in text
+    assert "the highest FVE" in (tmp_path / "results.html").read_text()
+    assert caplog.text == ""
+    text = show_sweep(rows, tmp_path, metric={"name": "loss", "goal": "minimize"})
+    assert text.splitlines()[-3] == "    k8_2.0"
+    assert "metric loss" in caplog.text
+
+
+@pytest.mark.usefixtures("without_saes")
 def test_seeds_are_averaged_before_the_best_is_chosen(tmp_path):
     text = show_sweep(SEEDS, tmp_path)
     lines = [line.split() for line in text.splitlines()]
