@@ -7,9 +7,10 @@ markup, and a page with thousands of features stays small.
 import shlex
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from ..codes.table import LEAST_SELECTIONS
@@ -143,7 +144,7 @@ def _render(
         hook=comparison.opened.hook_point,
         rows=headline(comparison),
         star_margin=STAR_MARGIN,
-        answer=sentence_of(known) if (known := _by_title(comparison.analyses)) else None,
+        answer=_answer(known) if (known := _by_title(comparison.analyses)) else None,
         differing=_differing(comparison.analyses),
         measured_as=unequal([*measurements(measured).values()]),
         cards=cards(comparison),
@@ -156,6 +157,24 @@ def _render(
         date=time.strftime("%Y-%m-%d %H:%M", time.gmtime()),
         data=as_data(payload),
     )
+
+
+def _answer(known: Mapping[str, ReturningFeatures]) -> tuple[str, str]:
+    """The page's headline, on what comes back, and the rest of what `sentence_of` says of it.
+
+    Features of one token's kind come back without much training, so the headline says where they are most of it.
+    """
+    first, _, rest = " ".join(sentence_of(known).split()).partition(". ")
+    shares = {
+        title: fmean(found.codes.one_token(name) for name in found.measured.names)
+        for title, found in known.items()
+        if found.codes
+    }
+    most = [f"{share:.0%} of {title}'s" for title, share in shares.items() if share > 1 / 2]
+    headline = f"{first.rstrip('.')}."
+    if most:
+        headline += f" Most of these features stand for one token each: {', '.join(most)}."
+    return headline, rest
 
 
 def _differing(analyses: Sequence[Analysis]) -> list[tuple[str, list[str]]]:
