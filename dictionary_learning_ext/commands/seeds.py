@@ -210,9 +210,8 @@ def _write_report(
 
     print("\nWriting the report …", flush=True)
     first, *others = (str(own[0]) for own in groups)
-    tokens = run.eval_tokens or ReportOptions.tokens
     seeds = [str(one) for own in groups for one in own[1:]]
-    options = ReportOptions(tokens=tokens, seed=seed)
+    options = ReportOptions(tokens=run.eval_tokens or None, seed=seed)
     write_report(first, others, page, seeds=seeds, options=options, **where)
 
 

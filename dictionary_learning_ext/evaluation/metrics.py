@@ -210,6 +210,7 @@ _ROWS = (
         "share of features selected in fewer than 0.1 k/F of the tokens; of an SAE without k, 0.1 "
         "times its L0 / F",
         formula=near_dead(0.1),
+        form=".1%",
         better="lower",
         shown_in=TABLES,
         title="Almost never used (near-dead < 0.1)",

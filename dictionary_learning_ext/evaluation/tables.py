@@ -67,6 +67,9 @@ def results_table(
         for folder, name in names.items()
     }
     parts = [table(results, metrics, width, further, marked)]
+    tokens = {values.get("tokens") for values in results.values()}
+    if len(tokens) == 1 and (n := tokens.pop()) is not None:
+        parts.append(f"On {n:,} held-out tokens.")
     if lines := [f"! {line}" for line in stale_lines(reasons, names)]:
         parts.append("\n".join(lines))
     if lines := notes(results, names, metrics):

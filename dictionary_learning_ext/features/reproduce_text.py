@@ -54,12 +54,18 @@ def short_table(results: Mapping[str, ReturningFeatures]) -> str:
         (result, [[name, *cells(result.numbers())]]) for name, result in results.items()
     )
     table = text_table(["", *HEADER], rows, shutil.get_terminal_size().columns)
-    parts = [table, sentence_of(results)]
+    parts = [table, *_tokens_of(results), sentence_of(results)]
     if all(result.codes is None for result in results.values()):
         parts.append(
             "What comes back of random tokens isn't known, nor what features do: no tokens were read."
         )
     return "\n\n".join(parts)
+
+
+def _tokens_of(results: Mapping[str, ReturningFeatures]) -> list[str]:
+    """A line about the tokens on which these were measured, if there are any."""
+    tokens = dict.fromkeys(f"{one.codes.tokens:,}" for one in results.values() if one.codes)
+    return [f"On {_listed([*tokens])} held-out tokens."] if tokens else []
 
 
 def reproducibility_table(

@@ -191,8 +191,9 @@ def analyse(
     # Do what may fail first: reading the text takes minutes.
     lens = LogitLens(language_model.module) if options.logits else None
     text = "held-out" if options.split == "heldout" else "training"
-    on_step(f"reading {options.tokens:,} tokens of {text} text, or what is kept of it")
-    codes = opened.codes(options.tokens, split=options.split, keep=keep)
+    tokens = opened.own_tokens if options.tokens is None else options.tokens
+    on_step(f"reading {tokens:,} tokens of {text} text, or what is kept of it")
+    codes = opened.codes(tokens, split=options.split, keep=keep)
     come_back, random_tokens = {}, dict[str, Numbers | None]()
     for folder, own in seeds_of.items():
         on_step(f"matching the features of {folder} with those of {' and '.join(own)}")
