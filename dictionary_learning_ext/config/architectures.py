@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any, Literal
 
-ExportFormat = Literal["sae-bench", "dictionary-learning", "sae-lens", "sparsify"]
+ExportFormat = Literal["sae-bench", "dictionary-learning", "sae-lens", "sparsify", "circuit-tracer"]
 COMPARED_TOKENS = 10_000
 """How many held-out tokens an export is compared on with its SAE, by default."""
 Function = Literal["top_k", "free_top_k", "jump_relu", "relu", "gated"]
@@ -49,6 +49,8 @@ class Architecture:
     """The trainer's class, as MODULE:CLASS; None for an architecture that is loaded but not trained here."""
     dictionary: str
     """The dictionary's class, as MODULE:CLASS."""
+    transcoder: str | None = None
+    """The class of its transcoders, as MODULE:CLASS; None: none are trained."""
     is_adapted: bool = False
     """Whether the trainer is upstream's, or made as upstream's are, and `trainers.upstream` adapts it to the training loop."""
     name_in_folders: str = ""
@@ -91,6 +93,11 @@ class Architecture:
     def dict_class(self) -> str:
         """The name of the dictionary's class, as in config.json."""
         return self.dictionary.partition(":")[2]
+
+    def class_path(self, dict_class: str) -> str:
+        """Where the class of this name is: that of its SAEs, or of its transcoders."""
+        paths = [path for path in (self.dictionary, self.transcoder) if path is not None]
+        return next(path for path in paths if path.endswith(f":{dict_class}"))
 
     @property
     def trainer_class(self) -> str | None:
@@ -136,6 +143,7 @@ _ROWS = (
         title="vSAE",
         name_in_folders="vsae",  # a purely variational one has no k in its name
         description="variational TopK",
+        transcoder=f"{_OURS}.variational_top_k:VariationalTopKTranscoder",
         splits=True,
         **_VARIATIONAL,
     ),
@@ -146,6 +154,7 @@ _ROWS = (
         description="variational BatchTopK",
         trainer=f"{_OURS}.variational_batch_top_k:VariationalBatchTopKTrainer",
         dictionary=f"{_OURS}.variational_batch_top_k:VariationalBatchTopKAutoEncoder",
+        transcoder=f"{_OURS}.variational_batch_top_k:VariationalBatchTopKTranscoder",
         default_lr=None,
         function="jump_relu",
         exported_as=f"{_UPSTREAMS}.batch_top_k:BatchTopKSAE",
@@ -280,4 +289,5 @@ ARCHITECTURES: dict[str, Architecture] = {row.name: row for row in _ROWS}
 TRAINED: dict[str, Architecture] = {row.name: row for row in _ROWS if row.trainer is not None}
 """The architectures that `vsae train` can train, by name."""
 BY_DICT_CLASS: dict[str, Architecture] = {row.dict_class: row for row in reversed(_ROWS)}
-"""The architectures by the name of their dictionary's class. Of several with one class, the first."""
+BY_DICT_CLASS |= {row.transcoder.partition(":")[2]: row for row in _ROWS if row.transcoder}
+"""The architectures by the name of their dictionary's class, or of their transcoder's. Of several with one class, the first."""

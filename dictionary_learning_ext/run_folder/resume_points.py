@@ -20,12 +20,14 @@ KEPT = 2
 
 
 class Scale(NamedTuple):
-    """The size of the activations at a hook point."""
+    """The size of the activations at a hook point, or at a pair of them."""
 
     norm_factor: float
     """the number that raw activations are divided by in training"""
     energy: float
     """E||x||^2 in training"""
+    input_factor: float | None = None
+    """the same number for what a transcoder reads; the others are of what it reconstructs"""
 
 
 @dataclass(frozen=True)

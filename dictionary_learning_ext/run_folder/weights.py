@@ -18,18 +18,23 @@ from .sae_folder import SAEFolder, find_sae
 from .tensors import REPAIR, damaged, read_state_dict, require_sizes, save_tensors
 
 
-def for_raw_activations(dictionary: Dictionary, norm_factor: float) -> Dictionary:
-    """A copy of a dictionary that takes raw activations, which training divided by `norm_factor`.
+def for_raw_activations(
+    dictionary: Dictionary, norm_factor: float, input_factor: float | None = None
+) -> Dictionary:
+    """A copy of a dictionary that takes raw activations, which training divided by `norm_factor`; those that a transcoder
+    reads by `input_factor`.
 
     If the factor is 1, it is the dictionary itself. One whose parameters are in bfloat16 is always copied, to float32.
     """
     is_narrow = next(dictionary.parameters()).dtype == t.bfloat16
-    if norm_factor == 1.0 and not is_narrow:
+    if norm_factor == 1.0 and input_factor is None and not is_narrow:
         return dictionary
     dictionary = copy.deepcopy(dictionary)
     if is_narrow:
         dictionary.float()
     dictionary.scale_biases(norm_factor)  # pyright: ignore[reportCallIssue]
+    if input_factor is not None:
+        dictionary.scale_input(norm_factor / input_factor)
     return dictionary
 
 
@@ -91,7 +96,8 @@ def load_sae(sae: SAEFolder, device: str = "cpu") -> Dictionary:
         instead = f"delete it, and {again} writes it again from the last resume point"
         raise error.within("", instead) from error
     try:
-        dictionary: Any = import_class(row.dictionary).from_pretrained(path, device=device)
+        sae_class = import_class(row.class_path(dict_class))
+        dictionary: Any = sae_class.from_pretrained(path, device=device)
     except (RuntimeError, KeyError, ValueError, AssertionError) as error:
         raise CheckpointError(
             f"{path}: not a state dict of {dict_class} ({' '.join(str(error).split())[:300]}); it "

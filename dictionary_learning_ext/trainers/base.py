@@ -27,6 +27,7 @@ from ..config.sae import SAEConfig, energy_of_default_units, require_option, res
 from ..devices import chosen_device
 from ..errors import ConfigError
 from .data_start import start_from_data
+from .dictionaries import sides
 from .optimizers import Guarded, UnitNorm, adam
 from .parts import WHOLE, Part, built_in_part
 
@@ -234,15 +235,16 @@ class SamplingTrainer(SAETrainer, ABC):
         return given
 
     def _prepared(self, x: t.Tensor) -> t.Tensor:
-        """Activations (B, D), cast to the dtype and device of b_dec.
+        """Activations (B, D), cast to the dtype and device of b_dec. Of a transcoder (B, 2D).
 
         Raises: ConfigError for another shape.
         """
         b_dec, source = self.ae.b_dec, self.submodule_name or "the buffer"
-        if x.dim() != 2 or x.shape[1] != len(b_dec):
+        times = 2 if hasattr(self.ae, "is_transcoder") else 1
+        if x.dim() != 2 or x.shape[1] != times * len(b_dec):
             raise ConfigError(
                 f"activations of shape {tuple(x.shape)} from {source}",
-                expected=f"(batch, activation_dim={len(b_dec)!r})",
+                expected=f"(batch, {'2 * ' * (times - 1)}activation_dim={len(b_dec)!r})",
             )
         return x.to(b_dec)
 
@@ -250,7 +252,7 @@ class SamplingTrainer(SAETrainer, ABC):
     def _start_decoder_bias(self, x: t.Tensor) -> None:
         """Set b_dec to the geometric median of the first batch, as upstream's TopKTrainer does."""
         if not self.starts_trained:
-            set_to_median(self.ae.b_dec, x)
+            set_to_median(self.ae.b_dec, sides(self.ae, x)[1])
 
     def update(self, step: int, x: t.Tensor) -> t.Tensor:
         """Take one training step on activations (B, D). Returns the loss, without waiting for it."""
@@ -318,7 +320,7 @@ class SamplingTrainer(SAETrainer, ABC):
             with t.no_grad():
                 f = self._encoded(x)
                 x_hat = self.ae.decode(f)
-        return LossLog(x, x_hat, f, losses)
+        return LossLog(sides(self.ae, x)[1], x_hat, f, losses)
 
     def metrics(self, step: int, x: t.Tensor) -> dict[str, float]:
         """See `Trainer`."""
@@ -347,7 +349,7 @@ class SamplingTrainer(SAETrainer, ABC):
 
     def _encoded(self, x: t.Tensor) -> t.Tensor:
         """The features that logs of training show: (B, D) -> (B, F)."""
-        return self.ae.encode(x)
+        return self.ae.encode(sides(self.ae, x)[0])
 
     def check(self, step: int) -> NotFinite | None:
         """See `Trainer`. The optimiser skips every step that is not finite."""
@@ -529,7 +531,8 @@ class SamplingTopKTrainer(SamplingTrainer, TopKTrainer):
     def _start_decoder_bias(self, x: t.Tensor) -> None:
         """See `SamplingTrainer`. Warns of activations of another size than `mean_squared_norm`. Waits for the device."""
         super()._start_decoder_bias(x)
-        energy, told = float(x.square().sum(-1).mean()), self.mean_squared_norm
+        energy = float(sides(self.ae, x)[1].square().sum(-1).mean())
+        told = self.mean_squared_norm
         if not told / 2 <= energy <= told * 2:
             logger.warning(
                 f"mean_squared_norm={told:.4g}: the first batch has a mean ||x||^2 of {energy:.4g}, and the defaults "
@@ -555,6 +558,7 @@ class SamplingTopKTrainer(SamplingTrainer, TopKTrainer):
         self, x: t.Tensor, decoded_BD: t.Tensor, indices_BK: t.Tensor, values_BK: t.Tensor
     ) -> dict[str, float]:
         """`batch_metrics` of a sparse code, given its reconstruction by this part's features without b_dec."""
+        _, x = sides(self.ae, x)
         error_BD = self.part.sum(decoded_BD) + self.ae.b_dec - x
         is_on_BK = values_BK.ne(0)
         n_on_F = x.new_zeros(self.ae.dict_size)

@@ -24,6 +24,7 @@ def build_trainer(
     device: str,
     dtype: str,
     name: str,
+    is_transcoder: bool = False,
     part: Part = WHOLE,
     first_fill: t.Tensor | None = None,
 ) -> Trainer:
@@ -32,7 +33,8 @@ def build_trainer(
     The weights of a trained SAE (`sae.init_from`) are loaded later, by `training.resuming.start_from`.
 
     Arguments:
-        energy: E||x||^2 of the activations that it will see.
+        energy: E||x||^2 of the activations that it will reconstruct.
+        is_transcoder: whether these are others than those that it reads.
         part: the features that it trains.
         first_fill: activations to start from, see `start_from_data`. None: random weights.
     """
@@ -55,6 +57,8 @@ def build_trainer(
         if isinstance(sae, AuxKOptions):
             place |= {"mean_squared_norm": energy, "part": part}
         place |= {"dtype": dtype, "first_fill": first_fill}
+        if is_transcoder:
+            place["dict_class"] = import_class(row.transcoder or "")
         trainer = trainer_class(**sae.trainer_arguments() | place)
     trainer.starts_trained = sae.init_from is not None
     return trainer

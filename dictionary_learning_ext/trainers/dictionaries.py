@@ -170,6 +170,36 @@ class OwnDictionary(Dictionary):
         return sae
 
 
+class Transcoder(OwnDictionary):
+    """Mixed into a dictionary, it reconstructs y from x:
+
+    mu    = W_enc x + b_enc               # no b_dec, which is y's
+    y_hat = W_dec f + b_dec
+    """
+
+    is_transcoder = True
+
+    def _centred(self, x: t.Tensor) -> t.Tensor:
+        return x.to(self.b_dec.dtype)
+
+    @t.no_grad()
+    def scale_input(self, scale: float) -> None:
+        """Change the units of x alone: afterwards encode(x / scale) is the former encode(x). `scale_biases` changes those of x
+        and y together."""
+        require_scale(scale)
+        for name, weight in self.named_parameters():
+            if name in ("encoder.weight", "log_var_encoder.weight"):
+                weight.mul_(scale)
+
+
+def sides(dictionary: Any, rows: t.Tensor) -> tuple[t.Tensor, t.Tensor]:
+    """What a dictionary encodes and what it reconstructs, (…, D) each, of rows: (…, D), or (…, 2D) for a transcoder."""
+    if not getattr(dictionary, "is_transcoder", False):
+        return rows, rows
+    x, y = rows.chunk(2, -1)
+    return x.contiguous(), y.contiguous()
+
+
 def require_width(x: t.Tensor, width: int, what: str = "activations") -> None:
     """Raise a ConfigError unless the last dimension of activations, or of features, has this width.
 

@@ -11,6 +11,9 @@
 S is all features, or only I (`kl_scope`). `variational_loss` takes any dtype and device, and never makes the host wait
 for a GPU. In float32 on a CPU, trainers use the compiled version of this step in `kernels/step.py`. If the features are
 split over processes, each process runs this step on its `part` of them.
+
+A transcoder reconstructs another activation than it reads: in all of the above y takes the place of x, except that
+mu_BF = W_enc x + b_enc.
 """
 
 from collections.abc import Callable
@@ -76,6 +79,8 @@ class StepObjective:
     generator: t.Generator
     part: Part = WHOLE
     """which of the dictionary's features the weights hold"""
+    y_BD: t.Tensor | None = None
+    """what a transcoder reconstructs from x; None: x itself"""
 
     @classmethod
     def at(cls, step: int, settings: Variational, **given: Any) -> "StepObjective":
@@ -117,18 +122,20 @@ class LossTerms(NamedTuple):
 
 def variational_loss(x_BD: t.Tensor, weights: Weights, objective: StepObjective) -> LossTerms:
     """The loss of one batch, differentiable in `x_BD` and `weights`. Draws noise from the objective's generator."""
+    y_BD = x_BD if objective.y_BD is None else objective.y_BD
     settings, dtype, part = objective.settings, objective.matmul_dtype, objective.part
     mu_BF, log_var_BF, sigma = means(x_BD, weights, objective), None, objective.sigma
     if weights.W_var_FD is not None and weights.b_var_F is not None:
         assert objective.log_var_limits is not None
         lower, upper = objective.log_var_limits
-        raw_BF = product(centred(x_BD, weights, part), weights.W_var_FD, dtype) + weights.b_var_F
+        input_BD = encoded_input(x_BD, weights, objective)
+        raw_BF = product(input_BD, weights.W_var_FD, dtype) + weights.b_var_F
         log_var_BF = raw_BF.clamp(lower, upper)
         sigma = (log_var_BF / 2).exp()
 
     code = draw_code(mu_BF, sigma, objective.draw)
     decoded_BD = part.sum(decode(code.selection, code.values, weights.W_dec_DF, dtype))
-    error_BD = decoded_BD + weights.b_dec_D - x_BD
+    error_BD = decoded_BD + weights.b_dec_D - y_BD
     l2_loss = mean_squared_norm(error_BD)
     kl_loss = mean_kl(mu_BF, log_var_BF, code, objective)
     found = mean_selection(mu_BF, code, objective)
@@ -177,15 +184,18 @@ def code_by_mean(x_BD: t.Tensor, weights: Weights, objective: StepObjective) -> 
     )
 
 
-def centred(x_BD: t.Tensor, weights: Weights, part: Part) -> t.Tensor:
-    """x - b_dec, the encoder's input."""
+def encoded_input(x_BD: t.Tensor, weights: Weights, objective: StepObjective) -> t.Tensor:
+    """The encoder's input: x - b_dec, or x for a transcoder, whose b_dec is of y."""
+    part = objective.part
+    if objective.y_BD is not None:
+        return part.shared(x_BD)
     return part.shared(x_BD) - part.shared(weights.b_dec_D)
 
 
 def means(x_BD: t.Tensor, weights: Weights, objective: StepObjective) -> t.Tensor:
     """The posterior means mu, (B, F)."""
-    centred_BD = centred(x_BD, weights, objective.part)
-    mu_BF = product(centred_BD, weights.W_enc_FD, objective.matmul_dtype) + weights.b_enc_F
+    input_BD = encoded_input(x_BD, weights, objective)
+    mu_BF = product(input_BD, weights.W_enc_FD, objective.matmul_dtype) + weights.b_enc_F
     return mu_BF.relu() if objective.settings.rectify else mu_BF
 
 

@@ -10,7 +10,7 @@ import torch as t
 from dictionary_learning.trainers.batch_top_k import BatchTopKSAE
 
 from ..config.sae import PAPER_SIGMA, NoiseOn, Posterior, PosteriorOptions, VSAEBatchTopKConfig
-from .dictionaries import TopKCode, require_width
+from .dictionaries import TopKCode, Transcoder, require_width, sides
 from .posterior import GaussianPosterior
 from .step import draw_code
 from .variational_top_k import VariationalDictionary, VariationalTopKTrainer
@@ -115,6 +115,10 @@ class VariationalBatchTopKAutoEncoder(VariationalDictionary, BatchTopKSAE):
         return TopKCode(mu_NF[rows_M, indices_M], indices_M, rows_M)
 
 
+class VariationalBatchTopKTranscoder(Transcoder, VariationalBatchTopKAutoEncoder):
+    """`VariationalBatchTopKAutoEncoder` that reconstructs another activation than it reads: see `Transcoder`."""
+
+
 class VariationalBatchTopKTrainer(VariationalTopKTrainer):
     """Trains a vSAE over BatchTopK: `VariationalTopKTrainer`, except for which features a batch keeps.
 
@@ -152,5 +156,5 @@ class VariationalBatchTopKTrainer(VariationalTopKTrainer):
 
     def _encoded(self, x: t.Tensor) -> t.Tensor:
         """See `SamplingTrainer`. Over the batch, since the threshold lags behind."""
-        f: Any = self.ae.encode(x, use_threshold=False)
+        f: Any = self.ae.encode(sides(self.ae, x)[0], use_threshold=False)
         return f

@@ -34,7 +34,14 @@ from ..config.sae import (
 from ..devices import keep_freed_memory
 from ..errors import ConfigError
 from .base import SamplingTopKTrainer
-from .dictionaries import OwnDictionary, TopKCode, require_scale, require_width
+from .dictionaries import (
+    OwnDictionary,
+    TopKCode,
+    Transcoder,
+    require_scale,
+    require_width,
+    sides,
+)
 from .kernels import compiled
 from .kernels import step as compiled_step
 from .kernels.select import top_k
@@ -320,6 +327,10 @@ class VariationalTopKAutoEncoder(VariationalDictionary, AutoEncoderTopK):
         return TopKCode(mu.gather(-1, indices), indices)
 
 
+class VariationalTopKTranscoder(Transcoder, VariationalTopKAutoEncoder):
+    """`VariationalTopKAutoEncoder` that reconstructs another activation than it reads: see `Transcoder`."""
+
+
 def _is_plain(x: t.Tensor) -> bool:
     """Whether it is a tensor that no gradient needs, and no proxy of nnsight's."""
     return isinstance(x, t.Tensor) and not x.requires_grad
@@ -351,7 +362,8 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
     Arguments beyond upstream's:
         options: the others of `VSAETopKConfig`, in units of the activations, and those below. None: the default, except where
             none is a value.
-        dict_class: VariationalTopKAutoEncoder or a subclass. Upstream's AutoEncoderTopK is replaced, with a warning.
+        dict_class: VariationalTopKAutoEncoder or a subclass. Upstream's AutoEncoderTopK is replaced, with a warning. With
+            VariationalTopKTranscoder, every batch has what is read beside what is reconstructed, (B, 2D).
         dtype: "float32", or "bfloat16" for matmuls in bf16. Parameters, optimiser, sums and KL stay in
             fp32.
         mean_squared_norm: E||x||^2 of the activations. Default: 1, for trainSAE's normalize_activations=True. A first batch
@@ -404,7 +416,7 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
         """See `SamplingTopKTrainer`. Warns of noise that drowns these activations to the end."""
         super()._start_decoder_bias(x)
         if self.settings.noise_anneal_steps is None:
-            ratio = self._noise_to_signal(x, self.ae.log_var(x))
+            ratio = self._noise_to_signal(x, self.ae.log_var(sides(self.ae, x)[0]))
             fading = f"noise_anneal_steps={max(1, self.steps // 2)}"
             warn_of_noise(float(ratio), self.settings, float(self.ae.sigma), fading)
 
@@ -413,16 +425,17 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
         weights, objective = self.ae.weights, self._objective(x, step, self.generator)
         if not compiled_step.supports(weights, objective):
             return super()._backward(x, step)
-        terms, gradients = compiled_step.step(weights, objective, x)
+        terms, gradients = compiled_step.step(weights, objective, sides(self.ae, x)[0])
         for weight, gradient in zip(weights[:4], gradients, strict=True):
             weight.grad = gradient
         return terms
 
     def _terms(self, x: t.Tensor, step: int, generator: t.Generator) -> LossTerms:
-        return variational_loss(x, self.ae.weights, self._objective(x, step, generator))
+        objective = self._objective(x, step, generator)
+        return variational_loss(sides(self.ae, x)[0], self.ae.weights, objective)
 
     def _logged(self, terms: LossTerms, x: t.Tensor) -> dict[str, t.Tensor]:
-        log_var = self.ae.log_var(x)
+        log_var = self.ae.log_var(sides(self.ae, x)[0])
         ratio, mean_sigma = self._noise_to_signal(x, log_var), (0.5 * log_var).exp().mean()
         found = {"noise_to_signal": ratio, "mean_sigma": self.part.mean(mean_sigma)}
         return super()._logged(terms, x) | found
@@ -434,12 +447,13 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
     def _reconstruction(self, x: t.Tensor, step: int) -> dict[str, float]:
         """See `SamplingTrainer`. Uses the sparse code, and matmuls in float32 as the evaluation does."""
         objective = replace(self._objective(x, step, self.generator), matmul_dtype=x.dtype)
-        code = code_by_mean(x, self.ae.weights, objective)
+        code = code_by_mean(sides(self.ae, x)[0], self.ae.weights, objective)
         x_hat_BD = decode(code.selection, code.values, self.ae.decoder.weight, x.dtype)
         return self._metrics_of_code(x, x_hat_BD, code.selection.indices, code.values)
 
     def _noise_to_signal(self, x: t.Tensor, log_var: t.Tensor) -> t.Tensor:
-        variance, energy = self.part.mean(log_var.exp().mean()), x.square().sum(-1).mean()
+        _, y = sides(self.ae, x)
+        variance, energy = self.part.mean(log_var.exp().mean()), y.square().sum(-1).mean()
         return noise_to_signal(self.k, variance, energy)
 
     def _objective(self, x: t.Tensor, step: int, generator: t.Generator) -> StepObjective:
@@ -458,6 +472,7 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
             tokens_since_fired_F=self.num_tokens_since_fired,
             generator=generator,
             part=self.part,
+            y_BD=sides(ae, x)[1] if hasattr(ae, "is_transcoder") else None,
         )
 
     @property

@@ -46,8 +46,9 @@ def step(
         weights, x_BD: float32 on a CPU, where `supports` is true.
     """
     settings = objective.settings
+    y_BD = x_BD if objective.y_BD is None else objective.y_BD
     means = BatchMeans(
-        x_BD - weights.b_dec_D,
+        x_BD - weights.b_dec_D if objective.y_BD is None else x_BD,
         weights.W_enc_FD,
         weights.b_enc_F,
         rectify=settings.rectify,
@@ -57,7 +58,7 @@ def step(
     W_dec_FD = weights.W_dec_DF.t().contiguous()  # no copy when W is stored by feature
     dtype = objective.matmul_dtype
     code = top_k_code(draw.indices_BK, len(W_dec_FD), dtype, rows_BK=draw.rows_BK)
-    error_BD = code.combine(draw.values_BK, W_dec_FD).add_(weights.b_dec_D).sub_(x_BD)
+    error_BD = code.combine(draw.values_BK, W_dec_FD).add_(weights.b_dec_D).sub_(y_BD)
     l2_loss = t.linalg.vector_norm(error_BD).square() / len(x_BD)
     since_fired_F = objective.tokens_since_fired_F + len(x_BD)
     found = MeanSelection.of_smallest(draw.fired_F, draw.smallest, since_fired_F)
@@ -100,7 +101,7 @@ def _gradients(
 ) -> tuple[t.Tensor, ...]:
     """The loss's gradients at W_enc, b_enc, W_dec and b_dec, from what the step has computed.
 
-    With I the K selected features of a row and e = x_hat - x:
+    With I the K selected features of a row and e = x_hat - x (of a transcoder y_hat - y):
 
         dL/df_i       = (2/B) e . W_dec[:, i]              for i in I; over a batch 0 where f_i is 0
         dL/dW_dec[:,i] = (2/B) sum over rows with i in I of f_i e
@@ -130,7 +131,9 @@ def _gradients(
         grad_W_enc_FD.index_add_(0, auxk.dead_M, auxk.grad_W_enc_MD)
         grad_b_enc_F.scatter_add_(0, auxk.indices_BK.flatten(), auxk.grad_mu_BK.flatten())
         grad_W_dec_FD.index_add_(0, auxk.dead_M, auxk.grad_W_dec_MD)
-    grad_b_dec_D = grad_hat_BD.sum(0) - grad_b_enc_F @ means.weight_FD
+    grad_b_dec_D = grad_hat_BD.sum(0)
+    if objective.y_BD is None:
+        grad_b_dec_D = grad_b_dec_D - grad_b_enc_F @ means.weight_FD
     return grad_W_enc_FD, grad_b_enc_F, grad_W_dec_FD.t(), grad_b_dec_D
 
 
