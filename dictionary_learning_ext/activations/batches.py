@@ -6,7 +6,7 @@ Shapes: B rows in a batch, D = the width of a row.
 import logging
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import zip_longest
 from typing import Any
 
@@ -23,7 +23,9 @@ class BatchSource(ABC):
     """Hands out batches of activations of one hook point. Reading can be resumed."""
 
     d_submodule: int
-    """D."""
+    """The width of a row: D, or 2D of a pair."""
+    sides: int = 1
+    """2 where a row has the activations of a pair of hook points, side by side."""
     out_batch_size: int
     """B."""
     tokens_seen: int
@@ -60,10 +62,13 @@ class BatchSource(ABC):
         """Raise a NonFiniteError if a batch was handed out that is not finite. May wait for the device."""
         return  # by default, rows are checked before they are handed out
 
-    def mean_squared_norm(self) -> float:
-        """E||x||^2 of the first rows."""
+    def mean_squared_norms(self) -> list[float]:
+        """E||x||^2 of the first rows, of each side."""
         rows = self.first_rows()
-        return sum(float(part.float().square().sum()) for part in rows.split(1 << 14)) / len(rows)
+        return [
+            sum(float(part.float().square().sum()) for part in side.split(1 << 14)) / len(rows)
+            for side in rows.chunk(self.sides, dim=1)
+        ]
 
     def state_dict(self) -> dict[str, Any]:
         """The position in the data, as JSON can hold it."""
@@ -130,25 +135,31 @@ class Batches:
     def _passes_done(self) -> int:
         return max((source.passes for source in self.by_hook.values()), default=0)
 
-    def mean_squared_norms(self) -> dict[str, float]:
-        """E||x||^2 of each hook point's first rows. Raises ActivationsError if they are all zero."""
+    def mean_squared_norms(self) -> dict[str, list[float]]:
+        """E||x||^2 of each hook point's first rows, of each side. Raises ActivationsError if they are all zero."""
         self._refill()
-        found = {name: source.mean_squared_norm() for name, source in self.by_hook.items()}
-        if zero := [name for name, squared in found.items() if squared == 0]:
+        found = {name: source.mean_squared_norms() for name, source in self.by_hook.items()}
+        if zero := [name for name, squared in found.items() if 0 in squared]:
             raise ActivationsError(
                 f"{zero[0]}: the first activations are all zero, which no SAE can learn",
                 instead="check what wrote them, or read another hook point",
             )
         return found
 
-    def norm_factors(self, mean_squared_norms: Mapping[str, float]) -> dict[str, float]:
-        """The number that each hook point's raw activations are divided by in training."""
-        normalize = self._settings.normalize
-        if normalize == "none":
-            return dict.fromkeys(mean_squared_norms, 1.0)
+    def norm_factors(
+        self, mean_squared_norms: Mapping[str, Sequence[float]]
+    ) -> dict[str, list[float]]:
+        """The number that each hook point's raw activations are divided by in training, of each side."""
+
+        def factor(squared: float, source: BatchSource) -> float:
+            if (normalize := self._settings.normalize) == "none":
+                return 1.0
+            energy = training_energy(normalize, source.d_submodule // source.sides)
+            return math.sqrt(squared / energy)
+
         return {
-            name: math.sqrt(squared / training_energy(normalize, self.by_hook[name].d_submodule))
-            for name, squared in mean_squared_norms.items()
+            name: [factor(squared, self.by_hook[name]) for squared in of_sides]
+            for name, of_sides in mean_squared_norms.items()
         }
 
     def state_dict(self) -> dict[str, dict[str, Any]]:

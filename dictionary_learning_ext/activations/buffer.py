@@ -26,7 +26,7 @@ from ..config.run import Packing
 from ..devices import chosen_device
 from ..errors import ConfigError, NonFiniteError, TextError
 from .batches import BatchSource, in_step
-from .hook_points import HookPoint, Place, find_hook, place_of
+from .hook_points import AnyPlace, HookPoint, find_hook, place_of
 from .language_models import CausalLM, require_positions, unwrapped
 from .passes import SharedPasses
 from .positions import CONTEXTS_PER_MEDIAN, PositionRule
@@ -213,7 +213,7 @@ class ResidualBuffer(ShuffledRows, ActivationBuffer):
         hook: the hook point to read, or its name.
         submodule: in place of a hook point, as upstream: the module to read, or nnsight's envoy of it.
         io: "out" or "in", the side of `submodule` to read.
-        d_submodule: width of a row. Default: the model's hidden size.
+        d_submodule: width of a side of a row. Default: the model's hidden size.
         n_ctxs: the number of contexts that are shuffled together. The buffer holds n_ctxs * ctx_len rows,
             rounded down to whole batches.
         ctx_len: tokens in a context.
@@ -273,6 +273,10 @@ class ResidualBuffer(ShuffledRows, ActivationBuffer):
         width: int = (
             module.config.get_text_config().hidden_size if d_submodule is None else d_submodule
         )
+        # Upstream's `evaluate` reads `submodule`.
+        self.submodule, place = _place(model, hook, submodule, io)
+        self.sides = len(place.sides)
+        width *= self.sides
         super().__init__(int(n_ctxs) * ctx_len, out_batch_size, width, chosen_device(device))
         self.data = iter(data)
         self.contexts = ContextStream(self.data, tokenizer, ctx_len, packing=packing)
@@ -282,8 +286,6 @@ class ResidualBuffer(ShuffledRows, ActivationBuffer):
         self.refresh_batch_size = refresh_batch_size
         # `tokenized_batch` of upstream's main branch reads it.
         self.add_special_tokens = packing == "truncate"
-        # Upstream's `evaluate` reads it.
-        self.submodule, place = _place(model, hook, submodule, io)
         rule = PositionRule(tokenizer, remove_bos=remove_bos, max_norm_multiple=max_norm_multiple)
         self.reader = ActivationReader(lm, place, rule, shared)
         self.dtype = module.dtype if dtype is None else dtype
@@ -374,7 +376,7 @@ class ResidualBuffer(ShuffledRows, ActivationBuffer):
         if x_BLD.shape[-1] != self.d_submodule:
             place = self.reader.place
             raise ConfigError(
-                f"the {place.io}put of {place.path} is {x_BLD.shape[-1]} wide",
+                f"{place} is {x_BLD.shape[-1]} wide",
                 name="d_submodule",
                 value=self.d_submodule,
                 expected=str(x_BLD.shape[-1]),
@@ -443,13 +445,17 @@ def _place(
     hook: HookPoint | str | None,
     submodule: Any,
     io: Literal["in", "out"] | None,
-) -> tuple[Any, Place]:
+) -> tuple[Any, AnyPlace]:
     """The submodule and the place that a `ResidualBuffer` reads; see there."""
     if isinstance(hook, str):
         hook = find_hook(model, hook)
     if isinstance(hook, HookPoint) and submodule is None and io is None:
-        submodule, io = hook.submodule, hook.io
-    elif hook is not None or submodule is None or io not in ("in", "out"):
+        for side in hook.place.sides:
+            place_of(
+                unwrapped(model).module, side.module, side.io
+            )  # raises if it is another model's
+        return hook.submodule, hook.place
+    if hook is not None or submodule is None or io not in ("in", "out"):
         raise ConfigError(
             "expected a hook point to read, or a submodule and its side, io='in' or 'out'",
             instead="use e.g. ResidualBuffer(text, lm, find_hook(lm, 'blocks.0.hook_resid_post'))",

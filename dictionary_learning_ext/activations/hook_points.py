@@ -12,7 +12,7 @@ Shapes: B contexts, L tokens, D = the width of the place.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from itertools import product
 from pathlib import Path
@@ -23,7 +23,7 @@ from nnsight import LanguageModel, NNsight
 from torch import Tensor, nn
 from transformers import BatchEncoding, PreTrainedModel
 
-from ..config.hooks import HOOK_KINDS, HookKind, hook_name, no_such_hook
+from ..config.hooks import HOOK_KINDS, HookKind, hook_name, no_such_hook, sides_of
 from ..errors import CheckpointError, LanguageModelError
 from .language_models import CausalLM, Pretrained, unwrapped
 
@@ -60,6 +60,40 @@ class Place(NamedTuple):
     path: str
     """The module's path in the model."""
 
+    @property
+    def sides(self) -> "tuple[Place, ...]":
+        """The places that are read."""
+        return (self,)
+
+    def __str__(self) -> str:
+        return f"the {self.io}put of {self.path}"
+
+
+class PlacePair(NamedTuple):
+    """What a transcoder reads, and what it reconstructs from it. Activations are of both, side by side: (B, L, 2D)."""
+
+    source: Place
+    target: Place
+
+    @property
+    def sides(self) -> tuple[Place, ...]:
+        """The places that are read."""
+        return tuple(self)
+
+    @property
+    def io(self) -> str:
+        return "in_and_out"
+
+    @property
+    def path(self) -> str:
+        return " to ".join(side.path for side in self)
+
+    def __str__(self) -> str:
+        return " or ".join(map(str, self))
+
+
+AnyPlace = Place | PlacePair
+
 
 def place_of(model: PreTrainedModel, submodule: Any, io: Literal["in", "out"]) -> Place:
     """The place at one side of a module, which may be given as nnsight's envoy.
@@ -81,13 +115,13 @@ class HookPoint:
     """A place in a language model.
 
     Attributes:
-        name: TransformerLens's name, e.g. "blocks.0.hook_resid_post".
+        name: TransformerLens's name, e.g. "blocks.0.hook_resid_post", or a `pair_name`.
         layer: the number of the block, from 0.
         io: "out" for the submodule's output, "in" for its input (resid_pre).
         submodule: nnsight's envoy of the block, or of a module in it. If nnsight doesn't wrap the model, the
             module itself.
         activation_dim: D, the width of the activations.
-        place: the place in the torch module; None if there is no language model.
+        place: the place in the torch module; None if there is no language model. Of a pair, both; the rest is of the first.
     """
 
     name: str
@@ -95,7 +129,7 @@ class HookPoint:
     io: Literal["in", "out"]
     submodule: Any
     activation_dim: int
-    place: Any = None  # a `Place`
+    place: Any = None  # a `Place` or a `PlacePair`
 
     def require_width(self, sae: str | Path, activation_dim: int, model: str) -> None:
         """Raise a CheckpointError unless an SAE has the width of this hook point.
@@ -148,17 +182,28 @@ def find_hook(model: LanguageModel | CausalLM, name: str) -> HookPoint:
     Arguments:
         model: a decoder whose list of blocks can be found, see `block_list_path`: GPT-NeoX, Llama, GPT-2, Gemma,
             Qwen and others.
-        name: "blocks.N." and a name in HOOK_KINDS.
+        name: "blocks.N." and a name in HOOK_KINDS, or a `pair_name` of two.
 
     Raises:
-        LanguageModelError: the model has no such hook point, or its list of blocks can't be found.
+        LanguageModelError: the model has no such hook point, its list of blocks can't be found, or it runs the second of
+            a pair first.
     """
     module = unwrapped(model).module
+    if len(sides_of(name)) > 1:
+        source, target = (find_hook(model, side) for side in sides_of(name))
+        pair = PlacePair(source.place, target.place)
+        if _in_running_order(module, pair) != [0, 1]:
+            raise LanguageModelError(
+                f"a transcoder from {source.name} to {target.name}: the model computes the latter first; exchange hook and target"
+            )
+        return replace(source, name=name, place=pair)
     layer, kind = require_hook(module, name)
     config: Any = module.config.get_text_config()
     path = f"{block_list_path(module, config)}.{layer}"
     block = module.get_submodule(path)
-    if kind.part is not None:
+    if kind.part == "mlp module":
+        path = f"{path}.{_mlp_of(block)}"
+    elif kind.part is not None:
         parts = {part: f"{path}.{its}" for part, its in _parts_of(block).items()}
         _require_sum(module, name, path, list(parts.values()))
         path = parts[kind.part]
@@ -213,9 +258,14 @@ def _parts_of(block: nn.Module) -> dict[str, str]:
     return {}
 
 
+def _mlp_of(block: nn.Module) -> str | None:
+    """The name of a block's MLP, whatever follows it; None if it has none."""
+    return next((name for name, _ in block.named_children() if name in _MLPS), None)
+
+
 def _kinds_of(block: nn.Module) -> list[str]:
     """The kinds of hook points that a block has."""
-    parts = _parts_of(block)
+    parts = _parts_of(block) | ({"mlp module": ""} if _mlp_of(block) else {})
     return [name for name, kind in HOOK_KINDS.items() if kind.part is None or kind.part in parts]
 
 
@@ -255,12 +305,24 @@ Change = Callable[[Tensor], Tensor | None]
 
 
 @contextmanager
-def hooked(place: Place, change: Change) -> Iterator[None]:
+def hooked(place: AnyPlace, change: Change) -> Iterator[None]:
     """Call `change` with the activations at a place in every forward pass inside the `with` block.
 
     They are in the model's dtype and on its device, and modules that run later may change them in place. nnsight's
-    trace reads a module's input before it is changed.
+    trace reads a module's input before it is changed. Of a pair, `change` gets both sides, and returns the second.
     """
+    if isinstance(place, PlacePair):
+        source: list[Tensor] = []
+
+        def keep(x_BLD: Tensor) -> None:
+            source[:] = [x_BLD.clone()]
+
+        def change_target(y_BLD: Tensor) -> Tensor | None:
+            return change(torch.cat([*source, y_BLD], -1))
+
+        with hooked(place.source, keep), hooked(place.target, change_target):
+            yield
+        return
 
     def at_output(_module: Any, _args: Any, output: Any) -> Any:
         if not isinstance(output, tuple):
@@ -397,5 +459,6 @@ def _in_running_order(module: nn.Module, places: Sequence[Place]) -> list[int]:
 def read_residual(
     model: LanguageModel | CausalLM, hook: HookPoint, input_ids: Tensor, attention_mask: Tensor
 ) -> Tensor:
-    """The activations at a hook point, (B, L, D), of the model it was found in; see `read_places`."""
-    return read_places(unwrapped(model), [hook.place], input_ids, attention_mask)[0]
+    """The activations at a hook point, (B, L, D), of the model it was found in; see `read_places`. Of a pair (B, L, 2D)."""
+    read = read_places(unwrapped(model), hook.place.sides, input_ids, attention_mask)
+    return torch.cat(read, -1)

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch as t
 
+from ..config.hooks import sides_of
 from ..config.run import RunConfig, Split, evaluation_batch
 from ..devices import chosen_device
 from ..errors import ActivationsError, LanguageModelError
@@ -68,7 +69,7 @@ class HeldOut(NamedTuple):
     tokens: int
     """The number of tokens that were asked for. There may be fewer."""
     batches: Iterator[t.Tensor]
-    """Raw activations, (B, D), in float32 and in reading order."""
+    """Raw activations, (B, D), in float32 and in reading order. Of a pair of hook points (B, 2D)."""
     reader: ActivationReader | None
     """Reads the language model at the hook point; None if its loss can't be measured."""
     documents: ContextBatches | None
@@ -241,7 +242,7 @@ def find_inputs(
 def open_model(settings: RunConfig) -> tuple[CausalLM, HookPoint]:
     """A run's language model and hook point. Raises: as `load_model`."""
     model = load_model(settings)
-    return model, find_hook(model, settings.hook)
+    return model, find_hook(model, settings.site)
 
 
 class _ModelInputs(Inputs):
@@ -256,7 +257,8 @@ class _ModelInputs(Inputs):
         module: Any = self._found.empty() if self._found else self.language_model.module
         require_positions(self._settings.ctx_len, self._settings.model, module)
         for name in hooks:
-            require_hook(module, name)
+            for side in sides_of(name):
+                require_hook(module, side)
         width: int = module.config.get_text_config().hidden_size
         self.widths = dict.fromkeys(hooks, width)
 

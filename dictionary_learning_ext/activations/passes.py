@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .hook_points import Place, input_device, read_places
+from .hook_points import AnyPlace, Place, input_device, read_places
 from .language_models import CausalLM
 from .tokens import ONE_RANK, Ranks
 
@@ -30,19 +30,19 @@ class SharedPasses:
     torch.distributed. So every process gets what a single process would have read. All must ask for the same.
     """
 
-    def __init__(self, model: CausalLM, places: Sequence[Place], ranks: Ranks = ONE_RANK):
+    def __init__(self, model: CausalLM, places: Sequence[AnyPlace], ranks: Ranks = ONE_RANK):
         self.at_once = ranks.count
         """How many batches to ask for together, so that every process has one."""
         self._model, self._ranks = model, ranks
         self._places = list(places)
-        self._kept: dict[Place, list[Tensor]] = {}
+        self._kept: dict[AnyPlace, list[Tensor]] = {}
         self._passes: Sequence[Contexts] = ()  # the contexts that _kept is of
         self._dealt = 0  # the number of passes so far
         # D and dtype of a place's activations
         self._kinds: dict[Place, tuple[int, torch.dtype]] = {}
 
-    def read(self, place: Place, passes: Sequence[Contexts]) -> list[Tensor]:
-        """The activations at one of the places, (B, L, D) for each pass; see `read_places`."""
+    def read(self, place: AnyPlace, passes: Sequence[Contexts]) -> list[Tensor]:
+        """The activations at one of the places, (B, L, D) for each pass; see `read_places`. Of a pair (B, L, 2D)."""
         if place in self._kept and _are_equal(passes, self._passes):
             return self._kept.pop(place)
         if self._kept:  # their readers asked for other contexts
@@ -52,8 +52,9 @@ class SharedPasses:
                 " model runs for each of them from here on"
             )
         places = self._places or [place]
-        read = self._run(places, passes)
-        self._kept = {place: [x[n] for x in read] for n, place in enumerate(places)}
+        sides = list(dict.fromkeys(side for each in places for side in each.sides))
+        read = [dict(zip(sides, x, strict=True)) for x in self._run(sides, passes)]
+        self._kept = {each: [_beside(x, each) for x in read] for each in places}
         self._passes = passes
         return self._kept.pop(place)
 
@@ -85,6 +86,12 @@ class SharedPasses:
                 dist.broadcast(x_BLD.view(torch.uint8), src=sender)
             all_read.append(read)
         return all_read
+
+
+def _beside(read: dict[Place, Tensor], place: AnyPlace) -> Tensor:
+    """What was read at a place; of a pair, both sides."""
+    first, *others = (read[side] for side in place.sides)
+    return torch.cat([first, *others], -1) if others else first
 
 
 def _are_equal(passes: Sequence[Contexts], others: Sequence[Contexts]) -> bool:

@@ -8,6 +8,7 @@ reconstructs little else, and FVE says little about the other tokens.
 Shapes: B contexts, L = ctx_len tokens, N tokens, D = the activations' width.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -94,6 +95,11 @@ class PositionRule:
         median = norms_N.median()
         is_kept_N = (norms_N <= self.max_norm_multiple * median) | (median == 0)
         return wanted_BL.clone().masked_scatter_(wanted_BL, is_kept_N.cpu())
+
+    def by_norms(self, norms_of: Sequence[Tensor], wanted_BL: Tensor) -> Tensor:
+        """The positions that `by_norm` keeps by the norms of every side."""
+        kept = [self.by_norm(norms_BL, wanted_BL) for norms_BL in norms_of]
+        return torch.stack(kept).all(0)
 
 
 def norms(x_BLD: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import NonFiniteError
-from .hook_points import Change, Place, hooked, input_device
+from .hook_points import AnyPlace, Change, hooked, input_device
 from .language_models import CausalLM
 from .passes import SharedPasses
 from .positions import PositionRule, at, norms
@@ -32,7 +32,7 @@ class ContextBatch(NamedTuple):
     wanted_BL: Tensor
     """False at padding and at tokens that are left out."""
     x_BLD: Tensor
-    """Activations in float32; those of `read_contexts` have the dtype of the file."""
+    """Activations in float32; those of `read_contexts` have the dtype of the file. Of a pair of hook points (B, L, 2D)."""
     is_sink_BL: Tensor
     """True at tokens that are left out because of their norm."""
 
@@ -54,7 +54,7 @@ class ActivationReader:
     def __init__(
         self,
         model: CausalLM,
-        place: Place,
+        place: AnyPlace,
         rule: PositionRule,
         shared: SharedPasses | None = None,
     ):
@@ -74,7 +74,7 @@ class ActivationReader:
         return self.forward_passes.read(self.place, [(input_ids_BL, mask_BL)])[0]
 
     def without_outliers(self, x_BLD: Tensor, wanted_BL: Tensor) -> tuple[Tensor, Tensor]:
-        """The wanted tokens without outliers, of contexts that share one median norm.
+        """The wanted tokens without outliers, of contexts that share one median norm. Of a pair, no side is an outlier.
 
         Arguments:
             wanted_BL: what `rule.by_token` returns, or a subset.
@@ -85,15 +85,15 @@ class ActivationReader:
         Raises: NonFiniteError if the rule has a `max_norm_multiple`; otherwise the caller calls
             `require_finite`.
         """
-        norms_BL = norms(x_BLD)
-        non_finite = (~at(norms_BL, wanted_BL).isfinite()).sum()
+        norms_of = [norms(side) for side in x_BLD.chunk(len(self.place.sides), -1)]
+        non_finite = torch.stack([~at(one, wanted_BL).isfinite() for one in norms_of]).sum()
         if self.rule.max_norm_multiple is not None:
             self.require_finite(non_finite)  # a NaN median would leave out every token
-        return self.rule.by_norm(norms_BL, wanted_BL), non_finite
+        return self.rule.by_norms(norms_of, wanted_BL), non_finite
 
     @torch.no_grad()
     def logits_with(self, input_ids_BL: Tensor, mask_BL: Tensor, change: Change) -> Tensor:
-        """Run the language model to its end with changed activations at the place.
+        """Run the language model to its end with changed activations at the place, see `hooked`.
 
         Arguments:
             input_ids_BL: int64. Padding must be on the right: the model counts positions from the left.
@@ -117,8 +117,7 @@ class ActivationReader:
         """
         if number := int(non_finite):
             raise NonFiniteError(
-                f"{number} activations of the language model at the {self.place.io}put of"
-                f" {self.place.path} are NaN or infinite",
+                f"{number} activations of the language model at {self.place} are NaN or infinite",
                 expected="finite numbers",
                 instead="load the model in float32, or check its weights",
             )

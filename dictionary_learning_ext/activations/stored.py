@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 from safetensors import SafetensorError, safe_open
 
-from ..config.hooks import hook_name
+from ..config.hooks import hook_name, sides_of
 from ..config.run import UNKNOWN, RunConfig, Split
 from ..errors import ActivationsError, first_line
 from ..run_folder.cache_manifest import (
@@ -103,7 +103,17 @@ class StoredActivations:
         return next(iter(self.widths))
 
     def width(self, hook: str) -> int:
-        """D of a hook point. Raises ActivationsError if it isn't there."""
+        """D of a hook point, or of both of a pair. Raises ActivationsError if one isn't there, or their widths differ."""
+        if len(sides := sides_of(hook)) > 1:
+            widths = {} if UNKNOWN in self.widths else {side: self.width(side) for side in sides}
+            if len({*widths.values()}) != 1:
+                raise ActivationsError(
+                    f"{self.place} has {widths or 'rows of one place that is not known'}",
+                    name="target",
+                    value=sides[1],
+                    expected="a cache with hook and target, of one width",
+                )
+            return widths[sides[0]]
         if UNKNOWN in self.widths:
             return self.widths[UNKNOWN]
         if hook not in self.widths:
@@ -255,8 +265,8 @@ def _with_held_out(
 
 
 def layer_of(hook: str) -> int:
-    """The number of the block in a hook point's name, 0 if there is none."""
-    named = hook_name(hook)
+    """The number of the block in a hook point's name, or the first's of a pair; 0 if there is none."""
+    named = hook_name(sides_of(hook)[0])
     return 0 if named is None else named.block
 
 
@@ -285,7 +295,7 @@ def read_part(part: Part, hook: str) -> Piece:
     return Piece(x_NLD[rows], None if ids_NL is None else ids_NL[rows])
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=2)  # of both hook points of a pair
 def _last_file(path: Path, hook: str, state: tuple[int, int] | None) -> list[Piece]:
     """All contexts of the file that was read last, by batch. It is opened again if its size or time of change differs."""
     return list(_batches(path, hook))

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..config.hooks import sides_of
 from ..errors import ConfigError, NonFiniteError, TextError
 from .buffer import ShuffledRows
 from .positions import PositionRule, at, norms
@@ -32,13 +33,14 @@ def pieces_of(parts: Iterable[Part], ctx_len: int) -> list[Part]:
 
 
 def read_contexts(piece: Part, hook: str, rule: PositionRule) -> ContextBatch:
-    """A copy of a hook point's stored activations, in the file's dtype.
+    """A copy of a hook point's stored activations, in the file's dtype. Of a pair, both sides.
 
     Raises: NonFiniteError if an activation is NaN or infinite and its token isn't left out;
         ActivationsError if the file is damaged.
     """
-    x_NLD, ids_NL = read_part(piece, hook)
-    x_BLD = torch.from_numpy(np.array(x_NLD))
+    read = [read_part(piece, side) for side in sides_of(hook)]
+    sides, ids_NL = [torch.from_numpy(np.array(x_NLD)) for x_NLD, _ in read], read[0].ids_NL
+    x_BLD = sides[0] if len(sides) == 1 else torch.cat(sides, -1)
     if x_BLD.dtype == torch.uint16:
         x_BLD = x_BLD.view(torch.bfloat16)
     if ids_NL is None:
@@ -46,14 +48,14 @@ def read_contexts(piece: Part, hook: str, rule: PositionRule) -> ContextBatch:
     else:
         ids_BL = torch.from_numpy(ids_NL.astype(np.int64))
     wanted_BL = rule.by_token(ids_BL, ids_BL >= 0)
-    norms_BL = norms(x_BLD)
-    if number := int((~at(norms_BL, wanted_BL).isfinite()).sum()):
+    norms_of = [norms(side) for side in x_BLD.chunk(len(sides), -1)]
+    if number := sum(int((~at(one, wanted_BL).isfinite()).sum()) for one in norms_of):
         raise NonFiniteError(
             f"{piece.path}: {number} activations are NaN or infinite",
             expected="finite numbers",
             instead="remove their rows, or cache them again with lm_dtype='float32'",
         )
-    kept_BL = rule.by_norm(norms_BL, wanted_BL)
+    kept_BL = rule.by_norms(norms_of, wanted_BL)
     return ContextBatch(ids_BL, kept_BL, x_BLD, wanted_BL & ~kept_BL)
 
 
@@ -95,7 +97,8 @@ class StoredRows(ShuffledRows):
         before_read: Callable[[], None] | None = None,
         **shuffled: Any,
     ):
-        super().__init__(d_submodule=stored.width(hook), **shuffled)
+        self.sides = len(sides_of(hook))
+        super().__init__(d_submodule=self.sides * stored.width(hook), **shuffled)
         self.stored, self.hook = stored, hook
         self._rule, self._passes, self._seed = rule, passes, seed
         self._before_read = before_read

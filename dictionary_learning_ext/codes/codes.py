@@ -41,7 +41,7 @@ from ..run_folder.files import CODES, replacing
 from ..run_folder.identity import hash_of_definitions, sources_of
 from ..run_folder.sae_folder import find_sae
 from ..run_folder.weights import load_sae
-from ..trainers.dictionaries import decoder_directions, k_of
+from ..trainers.dictionaries import decoder_directions, k_of, sides
 from .contexts import FeatureOfCodes, token_text
 from .encoding import Encoder, Totals
 
@@ -111,8 +111,8 @@ class Codes:
     directions_FD: t.Tensor
     """What one unit of each feature adds to the reconstruction, (F, D), float32, on the CPU."""
     token_cosine_F: np.ndarray
-    """The largest cosine of each feature's direction with the activation of a token, less the mean activation, of the first
-    KIND_OF encoded tokens, (F,), float32."""
+    """The largest cosine of each feature's direction with the activation of a token that is reconstructed, less the mean
+    activation, of the first KIND_OF encoded tokens, (F,), float32."""
     has_all: bool = False
     """Whether `totals` hold the sums that need all features, not only the selected ones."""
     sae: str = ""
@@ -309,7 +309,7 @@ def encode_each(
 
     # in the batches of a run's own evaluation, for bit-identical numbers
     for x_ND in in_batches(noted()):
-        first.append(x_ND[:left])
+        first.append(sides(dictionaries[0], x_ND[:left])[1])
         left -= len(first[-1])
         for encoder in encoders:
             encoder.add(x_ND)

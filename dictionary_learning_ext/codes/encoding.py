@@ -32,6 +32,7 @@ from ..trainers.dictionaries import (
     decoder_directions,
     k_of,
     selects_top_k,
+    sides,
 )
 from ..trainers.kernels.select import top_k
 from ..trainers.parts import Selection
@@ -71,7 +72,8 @@ class LanguageModelLosses(NamedTuple):
 
 @dataclass
 class Totals:
-    """Sums over batches of raw activations, from which the metrics of one SAE are computed."""
+    """Sums over batches of raw activations, from which the metrics of one SAE are computed. For a transcoder, x is what it
+    reconstructs."""
 
     activation_dim: int
     dict_size: int
@@ -159,7 +161,9 @@ class Block(NamedTuple):
     """Some tokens and an SAE's code of them."""
 
     x_nD: t.Tensor
-    """The activations, in the SAE's dtype."""
+    """The activations that are encoded, in the SAE's dtype."""
+    y_nD: t.Tensor
+    """Those that are reconstructed: the same, except for a transcoder."""
     token_M: t.Tensor
     """The token of each selection. Selections are sorted by token, then by feature."""
     feature_M: t.Tensor
@@ -176,6 +180,7 @@ def encoded(dictionary: Dictionary, x_ND: t.Tensor, *, with_all: bool = False) -
     """Encode raw activations block by block.
 
     Arguments:
+        x_ND: (N, 2D) for a transcoder, see `sides`. So it is for `Encoder`.
         with_all: also give what the measures of noise need.
 
     Raises: NonFiniteError if the SAE's features are NaN or infinite.
@@ -186,6 +191,7 @@ def encoded(dictionary: Dictionary, x_ND: t.Tensor, *, with_all: bool = False) -
 
 
 def _block(dictionary: Any, x_nD: t.Tensor, with_all: bool) -> Block:
+    x_nD, y_nD = sides(dictionary, x_nD)
     code = mu_nF = None
     posterior: Any = None
     encode = dictionary.encode
@@ -217,7 +223,7 @@ def _block(dictionary: Any, x_nD: t.Tensor, with_all: bool) -> Block:
             "damaged, or it was trained on activations of another scale: train it again"
         )
     selection = None if code is None or mu_nF is None else (code, mu_nF)
-    return Block(x_nD, token_M, feature_M, value_M, selection, posterior)
+    return Block(x_nD, y_nD, token_M, feature_M, value_M, selection, posterior)
 
 
 class SparseDecoder:
@@ -237,8 +243,8 @@ class SparseDecoder:
         self._bias_D = dictionary.decode(self._weight_FD.new_zeros(1, dictionary.dict_size))[0]
 
     def decode(self, block: Block) -> tuple[t.Tensor, t.Tensor]:
-        """The reconstruction x_hat, (n, D), and the product of each selection's direction d with the error e = x - x_hat,
-        e . d, (M,), float32."""
+        """The reconstruction x_hat, (n, D), and the product of each selection's direction d with the error e = x - x_hat (of
+        a transcoder y - y_hat), e . d, (M,), float32."""
         n, n_features = len(block.x_nD), self._dictionary.dict_size
         is_sparse = len(block.value_M) <= _SPARSE_DENSITY * n * n_features
         if is_sparse and block.value_M.dtype in (t.float32, t.float64):
@@ -248,11 +254,11 @@ class SparseDecoder:
             x_hat_nD = selected.sum_BD + self._bias_D
             if not len(block.value_M):
                 return x_hat_nD, block.value_M.float()
-            return x_hat_nD, selected.products_with(block.x_nD - x_hat_nD).float()
+            return x_hat_nD, selected.products_with(block.y_nD - x_hat_nD).float()
         f_nF = block.x_nD.new_zeros(n, n_features)
         f_nF[block.token_M, block.feature_M] = block.value_M
         x_hat_nD = self._dictionary.decode(f_nF)
-        error_nD = block.x_nD.float() - x_hat_nD.float()
+        error_nD = block.y_nD.float() - x_hat_nD.float()
         step = max(1, _BLOCK_ELEMENTS // error_nD.shape[1])
         pairs = zip(block.token_M.split(step), block.feature_M.split(step), strict=True)
         parts = [(error_nD[one] * self._weight_FD[other].float()).sum(1) for one, other in pairs]
@@ -312,13 +318,13 @@ class Encoder:
                 self._parts.append(as_csr(block, self.dictionary.dict_size))
             selected += len(value_M)
             sizes += float(value_M.double().abs().sum())
-            self.totals.add(block.x_nD.to(x_ND), x_hats[-1], block.feature_M)
+            self.totals.add(block.y_nD.to(x_ND), x_hats[-1], block.feature_M)
             if self.with_all:
                 self._add_noise(block)
         n = len(x_ND)
         self.totals.add_mean("l0", selected / n, n)
         self.totals.add_mean("l1_loss", sizes / n, n)
-        self._add_upstreams(x_ND, t.cat(x_hats))
+        self._add_upstreams(sides(self.dictionary, x_ND)[1], t.cat(x_hats))
 
     def _add_upstreams(self, x_ND: t.Tensor, x_hat_ND: t.Tensor) -> None:
         """Add upstream's metrics of a batch. Its variances are undefined for a single token."""
@@ -337,7 +343,7 @@ class Encoder:
             if posterior.noise_variance is not None:
                 totals.add_mean("noise_variance", posterior.noise_variance.mean(), n)
             x_hat_nD = self._sampled_reconstruction(block)
-            residual = squared_residual(block.x_nD, x_hat_nD)
+            residual = squared_residual(block.y_nD, x_hat_nD)
             totals.residual_sampled = (totals.residual_sampled or 0.0) + residual
         if block.selection is None or not block.selection[0].values.any():
             return

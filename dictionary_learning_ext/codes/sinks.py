@@ -14,6 +14,7 @@ import numpy as np
 
 from ..activations.inputs import Inputs
 from ..activations.positions import at, norms
+from ..config.hooks import sides_of
 from .codes import Reading
 
 logger = logging.getLogger(__name__)
@@ -55,9 +56,10 @@ def warn_of_sinks(inputs: Inputs, hooks: Iterable[str], tokens: int) -> None:
         for batch in inputs.contexts(hook, "train", tokens):
             parts.append(Reading.of(batch))
             if batch.is_sink_BL.any():
-                norms_BL = norms(batch.x_BLD).cpu()
-                median = at(norms_BL, batch.wanted_BL | batch.is_sink_BL).median()
-                ratio = max(ratio, float(norms_BL[batch.is_sink_BL].max() / median))
+                for side_BLD in batch.x_BLD.chunk(len(sides_of(hook)), -1):
+                    norms_BL = norms(side_BLD).cpu()
+                    median = at(norms_BL, batch.wanted_BL | batch.is_sink_BL).median()
+                    ratio = max(ratio, float(norms_BL[batch.is_sink_BL].max() / median))
         if sinks := sinks_of(Reading.joined(parts), inputs.language_model.tokenizer):
             logger.warning(
                 "%s: some activations are far larger than the rest, up to %s times the median norm: %s."

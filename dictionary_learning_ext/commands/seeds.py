@@ -96,10 +96,10 @@ def train_seeds(
     folder = Path(run.save_dir or RUNS / _folder_name(config, keeps_order))
     saes = {kind(config.sae): config.sae, **beside}
     configs, of_kind, of_hook = {}, {}, {}
-    for seed, (called, sae), hook in product(numbers, saes.items(), run.hooks):
+    for seed, (called, sae), hook in product(numbers, saes.items(), run.sites):
         ending = f"seed{seed}_{hook}" if len(run.hooks) > 1 else f"seed{seed}"
         name = _run_name(folder, called, ending, bool(beside))
-        own = replace(run, hook=hook, data_seed=run.data_seed if keeps_order else seed)
+        own = replace(run.at(hook), data_seed=run.data_seed if keeps_order else seed)
         configs[name] = TrainConfig(replace(sae, seed=seed), own)
         of_kind.setdefault(called, []).append(folder / name)
         of_hook.setdefault(hook, []).append(folder / name)

@@ -1,4 +1,4 @@
-"""`vsae train`: train an SAE, or one at each of several hook points."""
+"""`vsae train`: train an SAE or a transcoder, or one at each of several hook points."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -198,11 +198,11 @@ def _settings(
 ) -> tuple[RunConfig, dict[str, SAEConfig], dict[str, str], bool]:
     """The first four arguments of `plan`. A run continues with --resume, or if its folders hold the same run."""
     run, saes, hooks = flags.run, {"sae": flags.sae}, {}
-    if len(run.hooks) > 1:
+    if len(run.sites) > 1:
         expected = "one hook point, or a folder for the run folders of several"
         add = "add --save-dir DIR, and each is written to DIR/HOOK"
         require(run.save_dir is not None, "hook", run.hook, expected, instead=add)
-        hooks = {hook: hook for hook in run.hooks}
+        hooks = {site: site for site in run.sites}
         saes = {hook: flags.sae for hook in hooks}
     resume = True
     if flags.resume is None:
@@ -229,7 +229,7 @@ def _found(flags: TrainFlags) -> tuple[bool, RunConfig]:
     """Whether this run has been started before, and its settings with the folder filled in."""
     run, folder = flags.run, folder_of(TrainConfig(flags.sae, flags.run).resolved)
     if len(run.hooks) > 1:
-        there = [_holds(folder / hook, replace(run, hook=hook), flags) for hook in run.hooks]
+        there = [_holds(folder / site, run.at(site), flags) for site in run.sites]
         return any(there), run
     run = replace(run, save_dir=str(folder))
     return _holds(folder, run, flags), run
@@ -310,7 +310,7 @@ TRAIN = Command(
     starting_point,
     _prepare,
     headings={
-        "Model and text": "model hook data max_norm_multiple | activations text_column text_packing text_passes "
+        "Model and text": "model hook target data max_norm_multiple | activations text_column text_packing text_passes "
         "data_seed n_ctxs ctx_len remove_bos lm_batch_size device_map",
         "SAE": f"preset architecture dict_size k {OTHERS} | start select_by rectify sigma prior_std kl_scope kl_schedule "
         "kl_warmup_steps auxk_alpha dead_feature_threshold",

@@ -21,6 +21,7 @@ from .checks import (
     did_you_mean,
     require,
 )
+from .hooks import pair_name, sides_of
 from .sae import (
     CHOICES,
     CONFIGS,
@@ -63,6 +64,10 @@ class RunConfig(Checked):
     residual stream after block N // 2 of N, e.g. blocks.2.hook_resid_post of 4. Names separated by
     commas train one SAE for each, on the same text, into --save-dir. Paper:
     blocks.0.hook_resid_post."""
+    target: str | None = None
+    """Train a transcoder: it reads activations at --hook and reconstructs those at --target, e.g. --hook
+    blocks.1.mlp.hook_in --target blocks.1.hook_mlp_out. As many names, separated by commas, as --hook has. For
+    vsae_top_k and vsae_batch_top_k. Default: an SAE, which reconstructs what it reads."""
     data: str = "embedded"
     """The text: embedded (nine novels, shipped with the package), a .txt, .jsonl, .jsonl.zst or
     .parquet file, a folder of such files, or a dataset on the hub. A document is a row. In a
@@ -164,6 +169,11 @@ class RunConfig(Checked):
         require(can_measure, "eval_every", self.eval_every, expected)
         are_different = "" not in self.hooks and len(set(self.hooks)) == len(self.hooks)
         require("," not in self.hook or are_different, "hook", self.hook, _HOOKS)
+        if self.target is not None:
+            number = f"as many names as hook={self.hook} has"
+            require(len(self._targets) == len(self.hooks), "target", self.target, number)
+            reads = "beside it the name of a hook point in hook, e.g. blocks.1.mlp.hook_in"
+            require(MIDDLE not in self.hooks, "target", self.target, reads)
         self.checkpoint_steps()
         self.save_interval()
 
@@ -171,6 +181,27 @@ class RunConfig(Checked):
     def hooks(self) -> list[str]:
         """The names in `hook`."""
         return [name.strip() for name in self.hook.split(",")]
+
+    @property
+    def _targets(self) -> list[str]:
+        return [] if self.target is None else [name.strip() for name in self.target.split(",")]
+
+    @property
+    def sites(self) -> list[str]:
+        """What the SAEs are trained on: hook points, or of transcoders the `pair_name` of each."""
+        if self.target is None:
+            return self.hooks
+        return [pair_name(*pair) for pair in zip(self.hooks, self._targets, strict=True)]
+
+    @property
+    def site(self) -> str:
+        """The only one of `sites`."""
+        return ",".join(self.sites)
+
+    def at(self, site: str) -> "RunConfig":
+        """The same with one of `sites` alone."""
+        hook, *target = sides_of(site)
+        return replace(self, hook=hook, target=target[0] if target else None)
 
     @property
     def sink_multiple(self) -> float:

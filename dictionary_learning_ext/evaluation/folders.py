@@ -28,6 +28,7 @@ from ..errors import (
 from ..run_folder.comparing import (
     CONTEXTS,
     MEASURED_ON,
+    PLACE,
     STORED,
     evaluation_file,
     former_evaluation,
@@ -91,11 +92,11 @@ def evaluate_folders(
     for folder in results_of.values():
         require_writable(folder / EVALUATION, "out")
     runs = all_trained_on(found, **where)
-    _require_measured_alike(runs, [n for n in MEASURED_ON if n != "hook"])
+    _require_measured_alike(runs, [n for n in MEASURED_ON if n not in PLACE])
     tokens = _own_tokens(runs) if tokens is None else tokens
     by_hook: dict[str, list[str]] = {}
     for name, run in runs.items():
-        by_hook.setdefault(run.hook, []).append(name)
+        by_hook.setdefault(run.site, []).append(name)
     hashes = {name: sae.hash for name, sae in found.items()}  # of the weights that are loaded now
     results, language_model = {}, None
     keep = keep and out is None
@@ -123,7 +124,7 @@ def evaluated(
     opened: "OpenedFolders", tokens: int, *, keep: bool = True
 ) -> dict[str, dict[str, Any]]:
     """Every metric of opened SAEs on held-out text, by folder. The language model runs, to measure its loss."""
-    held_out = opened.inputs.held_out(opened.run.hook, tokens)
+    held_out = opened.inputs.held_out(opened.run.site, tokens)
     factors = {
         n: one.config["trainer"].get("norm_factor", 1.0) for n, one in opened.folders.items()
     }
@@ -205,7 +206,7 @@ class OpenedFolders:
             )
             run = replace(run, activations=None)
         try:
-            inputs = open_inputs(run, [run.hook], language_model=self.language_model)
+            inputs = open_inputs(run, [run.site], language_model=self.language_model)
         except ActivationsError as error:
             if error.name != STORED or error.instead:
                 raise
@@ -219,7 +220,7 @@ class OpenedFolders:
                 raise
             raise not_here(error, "data" if isinstance(error, TextError) else "model") from error
         for name, dictionary in self.saes.items():
-            inputs.hooks[self.run.hook].require_width(
+            inputs.hooks[self.run.site].require_width(
                 name, dictionary.activation_dim, self.run.model
             )
         return inputs
@@ -287,7 +288,7 @@ class OpenedFolders:
 
     def contexts(self, split: Split, tokens: int) -> Iterator[ContextBatch]:
         """The first contexts of a split with their activations, see `Inputs.contexts`. Shows progress."""
-        contexts = self.inputs.contexts(self.run.hook, split, tokens)
+        contexts = self.inputs.contexts(self.run.site, split, tokens)
         return with_bar(contexts, tokens, lambda batch: int(batch.wanted_BL.sum()))
 
     def tokenizer(self, what: str, instead: str) -> Any:
@@ -306,7 +307,7 @@ class OpenedFolders:
     @property
     def hook_point(self) -> HookPoint:
         """The hook point that these SAEs were trained on."""
-        return self.inputs.hooks[self.run.hook]
+        return self.inputs.hooks[self.run.site]
 
 
 def _keep(folder: Path, codes: Codes) -> None:

@@ -21,7 +21,7 @@ from ..activations.tokens import ContextBatches
 from ..codes.encoding import Encoder, LanguageModelLosses, Totals
 from ..errors import TextError
 from ..progress import progress
-from ..trainers.dictionaries import as_input
+from ..trainers.dictionaries import as_input, sides
 from .metrics import computed, shown_in
 
 logger = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 Batch = TypeVar("Batch")
 Replacement = Callable[[t.Tensor], t.Tensor]
-"""Takes activations, (B, L, D), and returns what replaces them."""
+"""Takes activations, (B, L, D), and returns what replaces them; of a pair of hook points those at the second."""
 
 
 def measure(
@@ -147,7 +147,7 @@ class DocumentLosses:
     predicted and counts, also at those positions.
 
     Arguments:
-        reader: at the SAEs' hook point, with the rule of their training.
+        reader: at the SAEs' hook point, or their pair, with the rule of their training.
         documents: one per context. They are read to the end, or until there are `tokens` tokens, rounded up to whole
             batches.
 
@@ -171,12 +171,13 @@ class DocumentLosses:
             self._predicted += int(mask_BL[:, 1:].sum())
             self._positions += int(mask_BL.sum())
             self._left_alone += int(mask_BL.sum()) - int(wanted_BL.sum())
-        self._original, self._zero = self._mean(original), self._replaced_loss(t.zeros_like)
+        self._original = self._mean(original)
+        self._zero = self._replaced_loss(lambda x_BLD: t.zeros_like(self._target(x_BLD)))
 
     def of(self, dictionary: Dictionary) -> LanguageModelLosses:
         """The losses with an SAE's reconstructions. The SAE takes raw activations."""
         sae: Any = dictionary
-        reconstructed = self._replaced_loss(lambda x_BLD: sae(as_input(sae, x_BLD)))
+        reconstructed = self._replaced_loss(lambda x_BLD: sae(as_input(sae, sides(sae, x_BLD)[0])))
         counts = self._predicted, self._positions, self._left_alone
         return LanguageModelLosses(self._original, reconstructed, self._zero, *counts)
 
@@ -184,9 +185,22 @@ class DocumentLosses:
         """The mean loss with replaced activations."""
         summed = 0.0
         for input_ids_BL, mask_BL, wanted_BL in self._batches:
-            change = _replacing_only(wanted_BL, replacement)
+            change = self._replacing_only(wanted_BL, replacement)
             summed += _summed_loss(self._reader, input_ids_BL, mask_BL, change)
         return self._mean(summed)
+
+    def _replacing_only(self, wanted_BL: t.Tensor, replacement: Replacement) -> Change:
+        """A change that replaces activations at some positions and keeps the others."""
+
+        def change(x_BLD: t.Tensor) -> t.Tensor:
+            wanted_BL1 = wanted_BL.to(x_BLD.device).unsqueeze(-1)
+            return t.where(wanted_BL1, replacement(x_BLD).to(x_BLD), self._target(x_BLD))
+
+        return change
+
+    def _target(self, x_BLD: t.Tensor) -> t.Tensor:
+        """The activations that are replaced."""
+        return x_BLD.chunk(len(self._reader.place.sides), -1)[-1]
 
     def _mean(self, summed: float) -> float:
         return summed / self._predicted if self._predicted else math.nan
@@ -200,16 +214,6 @@ def _document_batches(documents: ContextBatches, tokens: float) -> ContextBatche
         tokens -= int(mask_BL.sum())
         if tokens <= 0:
             return
-
-
-def _replacing_only(wanted_BL: t.Tensor, replacement: Replacement) -> Change:
-    """A change that replaces activations at some positions and keeps the others."""
-
-    def change(x_BLD: t.Tensor) -> t.Tensor:
-        wanted_BL1 = wanted_BL.to(x_BLD.device).unsqueeze(-1)
-        return t.where(wanted_BL1, replacement(x_BLD).to(x_BLD), x_BLD)
-
-    return change
 
 
 @t.no_grad()

@@ -179,7 +179,7 @@ class Features(FeatureTable):
     @cached_property
     def hook_point(self) -> HookPoint:
         """The hook point in `language_model` that was measured."""
-        return find_hook(self.language_model, self._opened.run.hook)
+        return find_hook(self.language_model, self._opened.run.site)
 
     @property
     def firing_rate(self) -> t.Tensor:

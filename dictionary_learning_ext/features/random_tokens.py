@@ -15,6 +15,7 @@ import logging
 import time
 from collections.abc import Iterable, Sequence
 from inspect import getfile
+from typing import Any
 
 import numpy as np
 import torch as t
@@ -33,6 +34,7 @@ from ..run_folder.identity import hash_of_definitions
 from ..run_folder.sae_folder import SAEFolder
 from ..run_folder.schema import RANDOM_TOKENS_JSON
 from ..trainers.data_start import token_directions
+from ..trainers.variational_top_k import VariationalTopKTranscoder
 from .agreement import AgreementOfCodes
 from .reproducibility import reproducibility
 
@@ -52,7 +54,8 @@ def random_token_saes(
     *,
     seed: int = 0,
     twins: float | None = None,
-) -> list[AutoEncoderTopK]:
+    transcode: bool = False,
+) -> list[Any]:
     """Dictionaries of random tokens, each of other tokens.
 
     The encoder's directions are the activations of F random tokens, less the mean, of norm 1. A code has the k largest
@@ -60,39 +63,53 @@ def random_token_saes(
     mean.
 
     Arguments:
-        x_ND: activations of training tokens.
+        x_ND: activations of training tokens. Of a transcoder (N, 2D), see `sides`: the decoder is the best one for y.
         sizes: F and k of each dictionary.
         twins: leave out a token whose direction has a cosine of at least this with that of a token taken before.
+        transcode: whether they are transcoders.
 
     Raises: TextError if there are too few tokens.
     """
     generator = t.Generator().manual_seed(seed)
     mean_D = x_ND.double().mean(0).float()
+    n_sides = 2 if transcode else 1
     shares = t.randperm(len(x_ND), generator=generator).tensor_split(len(sizes))
     saes = []
     for (n_features, k), own_n in zip(sizes, shares, strict=True):
-        directions_FD = token_directions(x_ND[own_n], n_features, generator, twins=twins)
+        own_ND = x_ND[own_n].chunk(n_sides, 1)[0]
+        directions_FD = token_directions(own_ND, n_features, generator, twins=twins)
         if len(directions_FD) < n_features:
             raise TextError(
                 f"{len(x_ND):,} training tokens give {len(directions_FD):,} features of random tokens: expected {n_features:,}"
             )
-        saes.append(_fitted(directions_FD, k, x_ND, mean_D))
+        saes.append(_fitted(directions_FD, k, x_ND, *mean_D.chunk(n_sides)))
     return saes
 
 
 @t.no_grad()
-def _fitted(directions_FD: t.Tensor, k: int, x_ND: t.Tensor, mean_D: t.Tensor) -> AutoEncoderTopK:
-    """The dictionary with this encoder, whose decoder is the best for x by least squares."""
+def _fitted(
+    directions_FD: t.Tensor,
+    k: int,
+    x_ND: t.Tensor,
+    mean_D: t.Tensor,
+    y_mean_D: t.Tensor | None = None,
+) -> Any:
+    """The dictionary with this encoder, whose decoder is the best for x by least squares; a transcoder with a mean of y, whose
+    decoder is the best for y."""
     n_features, width = directions_FD.shape
-    sae = AutoEncoderTopK(width, n_features, k).to(x_ND.device)
-    sae.encoder.weight.copy_(directions_FD)
-    sae.encoder.bias.zero_()
+    sae: Any = AutoEncoderTopK(width, n_features, k)
+    bias_F = t.zeros(n_features)
+    if y_mean_D is not None:
+        sae = VariationalTopKTranscoder(width, n_features, k, posterior="point", rectify=True)
+        bias_F, mean_D = -(directions_FD @ mean_D), y_mean_D
+    sae.to(x_ND.device).encoder.weight.copy_(directions_FD)
+    sae.encoder.bias.copy_(bias_F)
     sae.b_dec.copy_(mean_D)
     gram_FF, right_FD = np.zeros((n_features, n_features)), np.zeros((n_features, width))
     for block in encoded(sae, x_ND):
         code_nF = as_csr(block, n_features).astype(np.float64)
         gram_FF += (code_nF.T @ code_nF).toarray()
-        right_FD += code_nF.T @ (block.x_nD - mean_D).double().cpu().numpy()
+        right_FD += code_nF.T @ (block.y_nD - mean_D).double().cpu().numpy()
     gram_FF[np.diag_indices(n_features)] += _RIDGE * gram_FF.trace() / n_features
     decoder_FD = solve(gram_FF, right_FD, assume_a="pos", overwrite_a=True)
     sae.decoder.weight.copy_(t.from_numpy(decoder_FD.T))
@@ -127,7 +144,8 @@ def random_tokens(
     try:
         sizes = _sizes_of(codes)
         needed = max(TOKENS, _TOKENS_PER_FEATURE * sum(n_features for n_features, _ in sizes))
-        saes = random_token_saes(t.cat([*in_batches(opened.contexts("train", needed))]), sizes)
+        rows = t.cat([*in_batches(opened.contexts("train", needed))])
+        saes = random_token_saes(rows, sizes, transcode=opened.run.target is not None)
         numbers = come_back_of(saes, opened.contexts(split, codes[0].tokens))
     except UserError as error:
         logger.warning("what comes back of random tokens was not measured: %s", error)
@@ -171,7 +189,7 @@ def key_of(codes: Sequence[Codes]) -> str:
     return hashlib.sha256(content.encode()).hexdigest()
 
 
-def come_back_of(saes: Sequence[AutoEncoderTopK], contexts: Iterable[ContextBatch]) -> Numbers:
+def come_back_of(saes: Sequence[Any], contexts: Iterable[ContextBatch]) -> Numbers:
     """How much of two dictionaries of random tokens comes back in the other on some contexts, by the keys of
     `agreement.SHOWN`, and their L0."""
     codes = encode(saes, contexts)

@@ -20,6 +20,7 @@ from ..errors import UserError, as_flag
 from ..evaluation.folders import SAE, OpenedFolders, named_or_given, open_folders
 from ..evaluation.tables import labels, metrics_as_now, titles
 from ..run_folder.comparing import (
+    PLACE,
     grouped_by_setting,
     same_setting,
     setting_differs,
@@ -221,7 +222,7 @@ def reproduce_settings(
     of_place: dict[Any, list[str]] = {}
     for title, group in settings.items():
         named = saes[group[0]].source
-        place = where.get("model") or named.get("model"), named.get("hook")
+        place = where.get("model") or named.get("model"), *map(named.get, PLACE)
         of_place.setdefault(place, []).append(title)
     found, known = {}, dict[str, Numbers | None]()
     for at_place in of_place.values():
@@ -236,7 +237,7 @@ def reproduce_settings(
     return SettingsCompared({title: found[title] for title in settings}, notes)
 
 
-_COMPARED_AT = ("model", "hook", "data", "k", "dict_size", "steps", "batch_size")
+_COMPARED_AT = ("model", *PLACE, "data", "k", "dict_size", "steps", "batch_size")
 """The settings that settings must share for the shares of their features that come back to be compared."""
 
 
@@ -333,10 +334,11 @@ def comparable(
     """
     saes = find_saes(folders, different=True)
     first, *others = saes.values()
-    for name in ("hook",) if model is not None else ("model", "hook"):
+    for name in PLACE if model is not None else ("model", *PLACE):
         for sae in others:
             values = first.source.get(name), sae.source.get(name)
-            if None not in values and not same_setting(name, *values):
+            is_known = None not in values or name == "target"
+            if is_known and not same_setting(name, *values):
                 raise ReproducibilityError(
                     setting_differs(name, first.name, values[0], sae.name, values[1]),
                     instead=f"give SAEs of one {name} that differ in their seeds",

@@ -19,7 +19,7 @@ from ..activations.hook_points import hooked
 from ..config.checks import require_choice
 from ..errors import ConfigError
 from ..evaluation.folders import SAE, Hook, open_sae, require_feature
-from ..trainers.dictionaries import as_input
+from ..trainers.dictionaries import as_input, sides
 from .directions import decoder_directions
 
 SteerMode = Literal["add", "clamp"]
@@ -39,7 +39,7 @@ def steer(
         add     x + sum_i value_i d_i
         clamp   x + sum_i (value_i - f_i(x)) d_i
 
-    where x is the language model's activation at the hook point, f(x) = sae.encode(x), and d_i is what one unit of feature i
+    where x is the language model's activation at the hook point (of a transcoder, f is of x, and the sum is added to y), f(x) = sae.encode(x), and d_i is what one unit of feature i
     adds to the reconstruction (of unit length in a vSAE). Both modes change x only along the d_i, so the part of x that the
     SAE doesn't reconstruct stays. All f_i are computed from the same x: clamping one feature doesn't take account of
     clamping another.
@@ -85,13 +85,14 @@ def steer(
     hook_point = opened.hook_point
 
     def change(x_BLD: t.Tensor) -> t.Tensor:
+        x_BLD, y_BLD = sides(dictionary, x_BLD)
         d_SD, v_S = directions_SD.to(x_BLD.device), values_S.to(x_BLD.device)
         if mode == "add":
-            return x_BLD + (v_S @ d_SD).to(x_BLD)
+            return y_BLD + (v_S @ d_SD).to(y_BLD)
         x_ND = rearrange(x_BLD, "b l d -> (b l) d")
         f_NS = dictionary.encode(as_input(dictionary, x_ND))[:, numbers].to(d_SD)
         added_ND = (v_S - f_NS) @ d_SD
-        return x_BLD + rearrange(added_ND, "(b l) d -> b l d", b=x_BLD.shape[0]).to(x_BLD)
+        return y_BLD + rearrange(added_ND, "(b l) d -> b l d", b=x_BLD.shape[0]).to(x_BLD)
 
     with hooked(hook_point.place, change):
         yield

@@ -73,7 +73,7 @@ def synthesise(
     (dictionary,) = opened.saes.values()
     numbers = [require_feature(feature, dictionary.dict_size) for feature in features]
     model = opened.inputs.require_language_model("tokens are synthesised for it", "give lm")
-    reader = _Reader(dictionary, model, opened.hook_point.place)
+    reader = _Reader(dictionary, model, opened.hook_point.place.sides[0])
     generator = t.Generator().manual_seed(seed)
     shape = (restarts * -(-steps // _SCORED_EVERY), length)
     random_NL = t.randint(len(reader.embedding_VD), shape, generator=generator)

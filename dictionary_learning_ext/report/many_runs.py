@@ -11,7 +11,7 @@ from ..errors import ConfigError, UserError
 from ..evaluation.metrics import Metric, Number
 from ..features.random_tokens import Numbers
 from ..features.seeds import compare_seeds
-from ..run_folder.comparing import but_for_seeds, trained_as, unequal
+from ..run_folder.comparing import PLACE, but_for_seeds, trained_as, unequal
 from ..run_folder.files import FAILED, WEIGHTS
 from ..run_folder.reading import runs_in
 from ..run_folder.sae_folder import SEEDS, SAEFolder, find_sae
@@ -138,7 +138,8 @@ def _groups_by_k(groups: list[Group], metric: str) -> list[list[Group]]:
     places: dict[tuple[str, Any], list[Group]] = {}
     for group in groups:
         if group.mean(metric) is not None:
-            place = str(group.settings.get("hook")), group.settings.get("k") or 0
+            at = " ".join(str(group.settings.get(name)) for name in PLACE)
+            place = at, group.settings.get("k") or 0
             places.setdefault(place, []).append(group)
     return [places[place] for place in sorted(places)]
 

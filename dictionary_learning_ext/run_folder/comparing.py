@@ -18,9 +18,11 @@ LEAVING_OUT = ("remove_bos", "max_norm_multiple")
 """The settings that leave out tokens. A command can set them for all folders."""
 STORED = "activations"
 """The setting that names a folder of stored activations."""
+PLACE = ("hook", "target")
+"""The settings that say where activations are read."""
 MEASURED_ON = (
     "model",
-    "hook",
+    *PLACE,
     "data",
     "text_column",
     "text_packing",
@@ -41,9 +43,11 @@ _NOT_THE_TRAINING = {
 def measured_on(settings: RunConfig) -> dict[str, Any]:
     """The settings that determine the held-out activations that an SAE is measured on.
 
-    The folder of a cache is one of them, as a cache may hold other held-out tokens than the text.
+    The folder of a cache is one of them, as a cache may hold other held-out tokens than the text. The target is that of a
+    transcoder alone.
     """
-    own = {name: getattr(settings, name) for name in (*MEASURED_ON, STORED)}
+    names = [n for n in (*MEASURED_ON, STORED) if n != "target" or settings.target is not None]
+    own = {name: getattr(settings, name) for name in names}
     return own | {"max_norm_multiple": settings.sink_multiple}
 
 

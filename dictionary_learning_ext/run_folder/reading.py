@@ -196,7 +196,7 @@ def read_run(folder: Path) -> tuple[RunConfig, dict[str, SAEConfig], dict[str, s
     for name, other in others:
         require_same(
             asdict(first.run),
-            asdict(other.run) | {"hook": first.run.hook},
+            asdict(other.run) | {"hook": first.run.hook, "target": first.run.target},
             f"--resume {folder}: holds different runs ({first_name} and {name} differ)",
             advice=f"resume each by itself, e.g. --resume {in_shell(folder / first_name)}",
         )
@@ -204,4 +204,4 @@ def read_run(folder: Path) -> tuple[RunConfig, dict[str, SAEConfig], dict[str, s
     only = folder if is_one or others else folder / first_name
     run = replace(first.run, save_dir=str(only))
     saes = {name: settings.sae for name, settings in runs.items()}
-    return run, saes, {name: settings.run.hook for name, settings in runs.items()}
+    return run, saes, {name: settings.run.site for name, settings in runs.items()}

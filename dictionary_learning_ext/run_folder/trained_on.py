@@ -44,7 +44,7 @@ def trained_on(
     if given.get("activations") == NONE:
         given["activations"] = None
     run = replace(run, **given, device_map=device_map)
-    _require_its_hook(sae, run.hook)
+    _require_its_hook(sae, run.site)
     _warn_of_its_model(sae, run.model)
     if run.model == UNKNOWN and run.activations is None:
         raise ConfigError(

@@ -26,7 +26,7 @@ from ..errors import BenchError, CheckpointError, UserError, first_line
 from ..evaluation.metrics import shown_in
 from ..evaluation.tables import endings_of
 from ..progress import progress
-from ..run_folder.comparing import LEAVING_OUT, require_one_setting
+from ..run_folder.comparing import LEAVING_OUT, PLACE, require_one_setting
 from ..run_folder.files import (
     BENCH_CACHE,
     BENCH_RESULTS,
@@ -104,7 +104,9 @@ def bench(
         require_own(sae, "bench")
     where["device"] = chosen_device(device)
     runs = {name: trained_on(sae, **where) for name, sae in saes.items()}
-    require_one_setting(runs, ("model", "hook", *LEAVING_OUT), BenchError)
+    require_one_setting(runs, ("model", *PLACE, *LEAVING_OUT), BenchError)
+    if next(iter(runs.values())).target is not None:
+        raise BenchError(f"{', '.join(runs)}: SAE Bench takes SAEs, and no transcoders")
     run = replace(next(iter(runs.values())), dtype="float32")
     texts = find_bench_data(data, run, evals)
     adapter.register()

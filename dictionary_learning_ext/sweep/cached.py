@@ -4,6 +4,7 @@ import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ..config.hooks import sides_of
 from ..config.run import RunConfig, TrainConfig
 from ..errors import DiskError
 from ..run_folder.cache_manifest import CacheDtype
@@ -42,6 +43,7 @@ class SweepCache:
         from ..activations.cache_writer import write_cache
 
         run = next(iter(configs.values())).run
+        sites = [config.run.site for config in configs.values()]
         settings = replace(
             run,
             data_seed=0,  # one text for all seeds, whichever they are
@@ -53,7 +55,7 @@ class SweepCache:
                 write_cache(
                     self.folder,
                     settings,
-                    list(dict.fromkeys(config.run.hook for config in configs.values())),
+                    list(dict.fromkeys(side for site in sites for side in sides_of(site))),
                     self.tokens,
                     dtype=self.dtype,
                     overwrite=run.overwrite,

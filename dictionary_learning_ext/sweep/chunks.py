@@ -58,7 +58,7 @@ class Chunk:
         save_dir = self.save_dir if others else self.save_dir / name
         run = replace(self.configs[name].run, save_dir=str(save_dir))
         saes = {name: config.sae for name, config in self.configs.items()}
-        return run, saes, {name: config.run.hook for name, config in self.configs.items()}
+        return run, saes, {name: config.run.site for name, config in self.configs.items()}
 
     @property
     def _has_started(self) -> bool:
@@ -83,7 +83,7 @@ def chunks_of(
     """
     groups: dict[str, list[str]] = {}
     for name, config in configs.items():
-        groups.setdefault(repr(replace(config.run, hook="")), []).append(name)
+        groups.setdefault(repr(replace(config.run, hook="", target=None)), []).append(name)
     for names in groups.values():
         for start in range(0, len(names), at_once):
             chosen = [name for name in names[start : start + at_once] if name not in without]

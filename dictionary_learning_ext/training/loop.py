@@ -292,7 +292,10 @@ def _opened(share: Share, signals: Interrupts, inputs: Inputs, start: Start) -> 
     else:
         squares = batches.mean_squared_norms()  # fills the buffer: most of the wait
         factors = batches.norm_factors(squares)
-        scales = {hook: Scale(f, squares[hook] / f**2) for hook, f in factors.items()}
+        scales = {
+            hook: Scale(of[-1], squares[hook][-1] / of[-1] ** 2, of[0] if len(of) > 1 else None)
+            for hook, of in factors.items()
+        }
         if settings.max_norm_multiple is None:
             warn_of_sinks(inputs, share.hooks, SAMPLE_TOKENS)
     return Training(share, signals, inputs, batches, scales, samples, hashes, start.step)
@@ -318,6 +321,7 @@ def _built(training: "Training", start: Start) -> Iterator[SAERun]:
             device=settings.device,
             dtype=settings.dtype,
             name=job.folder.name,
+            is_transcoder=scale.input_factor is not None,
             part=part_of(config.dict_size),
             first_fill=batches.first_rows() if is_from_data else None,
         )
@@ -365,13 +369,19 @@ class Training:
         return [sae for sae in self.sae_runs if sae.failure is None]
 
     def next_batches(self) -> dict[str, t.Tensor]:
-        """The activations of this step by hook point, (B, D), in training units."""
-        factors = {sae.settings.hook: sae.norm_factor for sae in self.sae_runs}
-        return {
-            hook: x_BD.to(self.settings.device, t.float32).div_(factors[hook])
+        """The activations of this step by hook point, (B, D), in training units; (B, 2D) of a pair."""
+        scales = {sae.settings.site: sae.scale for sae in self.sae_runs}
+        batches = {
+            hook: x_BD.to(self.settings.device, t.float32)
             for hook, x_BD in self.batches.next().items()
-            if hook in factors
+            if hook in scales
         }
+        for hook, x_BD in batches.items():
+            scale = scales[hook]
+            factors = [f for f in (scale.input_factor, scale.norm_factor) if f is not None]
+            for side_BD, factor in zip(x_BD.chunk(len(factors), 1), factors, strict=True):
+                side_BD.div_(factor)
+        return batches
 
     @property
     def is_point_due(self) -> bool:
@@ -395,7 +405,7 @@ class Training:
         """Write the resume points of these SAEs. Must be called before the batch of this step is taken."""
         places = self.batches.state_dict()
         for sae in saes:
-            sae.write_resume_point(self.step, places[sae.settings.hook], self.hashes)
+            sae.write_resume_point(self.step, places[sae.settings.site], self.hashes)
         self.saved_at = time.monotonic()
 
 
@@ -408,7 +418,7 @@ def train_and_evaluate(training: Training, wandb_group: str | None) -> None:
             open_all([sae.log for sae in new], wandb_group)  # may be refused
             training.share.processes.meet()  # every rank is prepared, and none has written
             for sae in training.sae_runs:
-                sae.begin(training.batches.by_hook[sae.settings.hook].config, wandb_group)
+                sae.begin(training.batches.by_hook[sae.settings.site].config, wandb_group)
             with tf32_products(training.settings.tf32):
                 _take_all_steps(training)
             for sae in training.active:
@@ -473,7 +483,7 @@ def _take_steps(training: Training, bar: tqdm | ProgressLines) -> None:
         if step % settings.log_every == 0 or settings.is_measured(step):
             _check_and_log(training, batches, bar)
         for sae in training.active:
-            sae.update(step, batches[sae.settings.hook])
+            sae.update(step, batches[sae.settings.site])
         bar.update(settings.batch_size)
     training.step = settings.steps
     if batches:  # else the run was resumed when all steps were done
@@ -489,7 +499,7 @@ def _check_and_log(
     training.batches.require_finite()
     shown = []
     for sae in training.active:
-        metrics = sae.check_and_log(training.step, batches[sae.settings.hook])
+        metrics = sae.check_and_log(training.step, batches[sae.settings.site])
         if metrics is None:
             continue
         loss = metrics["loss"] if "loss" in metrics else metrics["l2_loss"]
@@ -546,7 +556,7 @@ def _evaluate(training: Training) -> None:
     try:
         training.signals.check()
         for hook in inputs.hooks:
-            own = {sae.name: sae for sae in trained if sae.settings.hook == hook}
+            own = {sae.name: sae for sae in trained if sae.settings.site == hook}
             if not own:
                 continue
             saes = {name: (sae.trained(), sae.norm_factor) for name, sae in own.items()}

@@ -11,10 +11,10 @@ from pathlib import Path
 from ..activations.text import names_a_file, text_of
 from ..config.architectures import TRAINED
 from ..config.checks import require
-from ..config.hooks import HOOK_KINDS, hook_name, no_such_hook
+from ..config.hooks import HOOK_KINDS, hook_name, no_such_hook, sides_of
 from ..config.run import MIDDLE, UNKNOWN, RunConfig, TrainConfig, most_parts
 from ..config.sae import SAEConfig
-from ..errors import ActivationsError, ConfigError, bytes_shown
+from ..errors import ActivationsError, ConfigError, bytes_shown, shown
 from ..run_folder.files import (
     CONFIG,
     FAILED,
@@ -43,7 +43,8 @@ class Job:
 
     @property
     def hook(self) -> str:
-        return self.config.run.hook
+        """Its hook point, or the pair of a transcoder, see `RunConfig.sites`."""
+        return self.config.run.site
 
     def on(self, device: str) -> "Job":
         """The same job on another device."""
@@ -160,7 +161,7 @@ def plan(
     _require_together(run, saes, hooks)
     run = with_hook_names(run)
     jobs = [
-        _job(name, sae, replace(run, hook=hooks.get(name, run.hook)), is_alone=len(saes) == 1)
+        _job(name, sae, run.at(hooks.get(name, run.site)), is_alone=len(saes) == 1)
         for name, sae in saes.items()
     ]
     if run.activations is not None:
@@ -232,22 +233,34 @@ def _require_split(run: RunConfig, split: int, saes: Mapping[str, SAEConfig], co
 def _job(name: str, sae: SAEConfig, run: RunConfig, *, is_alone: bool) -> Job:
     """The job of an SAE, with all defaults filled in."""
     sae.require_units(run.normalize)
+    if run.target is not None:
+        _require_transcoder(sae, run)
     config = TrainConfig(sae, with_hook_names(run)).resolved
     folder = folder_of(config) if is_alone else Path(run.save_dir or RUNS) / name
     return Job(name, config, folder)
 
 
+def _require_transcoder(sae: SAEConfig, run: RunConfig) -> None:
+    """Raise a ConfigError for settings that transcoders don't have."""
+    able = [name for name, row in TRAINED.items() if row.transcoder]
+    expected = f"{' or '.join(able)} with a target; others train SAEs alone"
+    require(sae.architecture in able, "architecture", sae.architecture, expected)
+    legal = {"split": (run.split, None), "init_from": (sae.init_from, None)}
+    for name, (given, only) in {**legal, "start": (sae.start, "random")}.items():
+        require(given == only, name, given, f"{shown(only)} with a target", instead="leave it out")
+
+
 def _require_hooks(run: RunConfig, jobs: Sequence[Job]) -> None:
     """Raise a LanguageModelError for a hook point that no language model has, or that the embedded one lacks."""
     n_blocks = _EMBEDDED_BLOCKS if run.model == "embedded" else None
-    for job in jobs:
-        named = hook_name(job.hook)
+    for hook in (side for job in jobs for side in sides_of(job.hook)):
+        named = hook_name(hook)
         if (
             named is None
             or named.kind not in HOOK_KINDS
             or (n_blocks is not None and named.block >= n_blocks)
         ):
-            raise no_such_hook(job.hook, list(HOOK_KINDS), n_blocks)
+            raise no_such_hook(hook, list(HOOK_KINDS), n_blocks)
 
 
 def _require_start(job: Job) -> None:

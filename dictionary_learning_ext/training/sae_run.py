@@ -115,12 +115,15 @@ class SAERun:
                 if name != CONFIG:
                     remove(self.folder / name)
             self.log.clear_former()
+        factors = {"norm_factor": self.norm_factor}
+        if (input_factor := self.scale.input_factor) is not None:
+            factors["input_factor"] = input_factor
         config = {  # upstream's "trainer" and "buffer", and all that is needed to train it again
-            "trainer": self.trainer.config | {"norm_factor": self.norm_factor},
+            "trainer": self.trainer.config | factors,
             "buffer": buffer,
             "run": {
                 "settings": self.config.to_dict(),
-                "norm_factor": self.norm_factor,
+                **factors,
                 "date": time.strftime("%Y-%m-%d"),
                 "versions": package_versions(),
             },
@@ -163,8 +166,7 @@ class SAERun:
                 } | self.trainer.metrics(step, x_BD[:LOGGED_ROWS])
         if metrics is not None:
             if self._sample is not None and self.settings.is_measured(step):
-                trained = for_raw_activations(self.trainer.ae, self.norm_factor)
-                held_out = self._sample.metrics(trained)
+                held_out = self._sample.metrics(self._for_raw_activations())
                 metrics |= {f"{HELD_OUT_PREFIX}{key}": value for key, value in held_out.items()}
             if self.part.is_first:
                 self.log.log(metrics)
@@ -256,13 +258,17 @@ class SAERun:
         self._save_weights(self.folder / WEIGHTS)
 
     def _save_weights(self, path: Path) -> None:
-        save_weights(path, self.trainer.ae, self.norm_factor, self.part)
+        save_weights(path, self._for_raw_activations(), part=self.part)
+
+    def _for_raw_activations(self) -> Any:
+        factors = self.norm_factor, self.scale.input_factor
+        return for_raw_activations(self.trainer.ae, *factors)
 
     def trained(self) -> Any:
         """The trained dictionary, for raw activations. A split one is read from ae.pt."""
         if self.part.is_split:
             return load_sae(find_sae(self.folder), self.settings.device)
-        return for_raw_activations(self.trainer.ae, self.norm_factor)
+        return self._for_raw_activations()
 
     def record(self, metrics: dict[str, Any]) -> None:
         """Write the final evaluation."""

@@ -177,9 +177,10 @@ def test_a_module_whose_output_is_not_what_is_added_is_refused(
     assert find_hook(lm, POST.format(1))
 
 
-def test_a_block_without_an_attention_and_an_mlp_has_only_its_input_and_output():
+def test_only_a_block_with_an_attention_and_an_mlp_has_their_outputs():
     lists = [nn.ModuleDict({"attn": nn.Linear(4, 4)}), nn.ModuleDict({"mlp": nn.Linear(4, 4)})]
-    assert [_kinds_of(block) for block in lists] == [["hook_resid_post", "hook_resid_pre"]] * 2
+    own = ["hook_resid_post", "hook_resid_pre"]
+    assert [_kinds_of(block) for block in lists] == [own, [*own, "mlp.hook_in"]]
 
 
 @pytest.mark.parametrize(

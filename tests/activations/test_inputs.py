@@ -66,7 +66,7 @@ def test_each_hook_point_has_its_own_batches_and_all_share_the_passes(run):
             assert torch.equal(batches_of(alone)[hook], given[hook])
         assert together == passes, "as many contexts, as often"
     assert passes == [32, 7] * 3, "a fill is of 22 batches: 38.5 contexts"
-    assert len({round(factor, 6) for factor in factors.values()}) == len(HOOKS)
+    assert len({round(factor, 6) for (factor,) in factors.values()}) == len(HOOKS)
 
 
 class Counting:

@@ -121,7 +121,7 @@ def test_it_resumes_to_the_bit(taken, rules, numbered):
     options = {"passes": 2, **rules}
     whole = source_of(numbered, **options)
     if taken % 2:
-        whole.mean_squared_norm()
+        whole.mean_squared_norms()
     before = list(islice(whole, taken))
     state = json.loads(json.dumps(whole.state_dict()))
     resumed = source_of(numbered, **options)
@@ -215,7 +215,7 @@ def test_the_mean_squared_norm_is_that_of_the_first_fill(rows, numbered):
     """The second one is larger than the cache, and what it does not fill is not defined."""
     source = source_of(numbered, rows=rows, out_batch_size=1)
     source.activations.fill_(t.nan)
-    value = source.mean_squared_norm()
+    (value,) = source.mean_squared_norms()
     assert source.tokens_seen == 0
     n = min(rows, N - N // 20)
     first = t.cat(list(islice(source, n)))

@@ -137,7 +137,7 @@ def test_the_saved_sae_takes_raw_activations(normalize, run_of, tiny_lm, text):
     target = {"sqrt_d": 16, "unit": 1}.get(normalize)
     factor, alpha = (config["trainer"][name] for name in ("norm_factor", "auxk_alpha"))
     assert config["run"]["norm_factor"] == factor
-    (mean,) = inputs.open_inputs(run, [HOOK]).training_batches().mean_squared_norms().values()
+    ((mean,),) = inputs.open_inputs(run, [HOOK]).training_batches().mean_squared_norms().values()
     assert alpha == pytest.approx((target or mean) / 32), "in units of E||x||^2"
     if target is None:
         assert factor == 1.0
