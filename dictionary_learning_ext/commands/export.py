@@ -19,10 +19,12 @@ class ExportFlags:
     format: ExportFormat
     """sae-bench: a working directory for SAE Bench's own dictionary_learning runner.
     dictionary-learning: for upstream's load_dictionary. sae-lens: for SAE.load_from_disk, and
-    so for SAEDashboard. sparsify: for EleutherAI's SparseCoder.load_many, and so for delphi."""
+    so for SAEDashboard. sparsify: for EleutherAI's SparseCoder.load_many, and so for delphi.
+    circuit-tracer: for its load_transcoder_set, transcoders of all layers."""
     out: str | None = None
-    """A new or empty folder. The exports of a folder of run folders get a folder each in it. Default:
-    FOLDER/exports/FORMAT, and results/NAME/exports/FORMAT for a folder of trainSAE."""
+    """A new or empty folder. The exports of a folder of run folders get a folder each in it, except for
+    circuit-tracer, which reads all layers in one. Default: FOLDER/exports/FORMAT, and
+    results/NAME/exports/FORMAT for a folder of trainSAE."""
     allow_inexact: bool = False
     """Export an SAE even if the format cannot represent it exactly. Other libraries' TopK has a
     ReLU, which sets negative activations to 0."""
@@ -39,11 +41,14 @@ def run_export(flags: ExportFlags) -> None:
     if not inside:
         find_run(flags.folder, "export")  # before torch is imported
     from ..export.exporter import export
-    from ..export.formats import FORMATS
+    from ..export.formats import FORMATS, join_layers
 
+    are_layers = flags.format == "circuit-tracer" and bool(inside)
+    layers: list[Path] = []
     refused = 0
     for folder in inside or [Path(flags.folder)]:
-        out = None if flags.out is None else Path(flags.out, folder.name if inside else "")
+        name = folder.name if inside else ""
+        out = None if flags.out is None or are_layers else Path(flags.out, name)
         try:
             exported = export(
                 folder,
@@ -60,6 +65,9 @@ def run_export(flags: ExportFlags) -> None:
             refused += 1
         else:
             print(f"{exported.folder}: {exported.difference}")
+            layers.append(exported.folder)
+            if are_layers:
+                continue
             wanted, name = FORMATS[flags.format], folder.resolve().name
             upload = in_shell(exported.folder / wanted.inside.format(name=name, module=""))
             places = {"folder": str(exported.folder), "name": name, "upload": upload}
@@ -68,6 +76,12 @@ def run_export(flags: ExportFlags) -> None:
         raise CheckpointError(
             f"{flags.folder}: {refused} of {len(inside)} SAEs were not exported as {flags.format}; the "
             "reasons are above"
+        )
+    if are_layers:
+        out = Path(flags.out or Path(flags.folder, "exports", flags.format))
+        join_layers(layers, out)
+        print(
+            f"{out}: {len(layers)} layers, for load_transcoder_set of circuit-tracer (docs/exports.md)"
         )
 
 

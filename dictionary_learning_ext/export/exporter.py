@@ -36,6 +36,7 @@ from ..run_folder.sae_folder import SAEFolder, find_run
 from ..run_folder.schema import Object
 from ..run_folder.trained_on import trained_on
 from ..run_folder.weights import load_sae
+from ..trainers.dictionaries import sides
 from .formats import FORMATS, ExportedSAE, require_supported
 from .local_paths import without_local_paths
 
@@ -113,8 +114,8 @@ def export(
     config, metrics, text = without_local_paths((sae.config, metrics_as_now(sae), text))
     try:
         if run.model == UNKNOWN:  # the user's own activations
-            inputs = open_inputs(run, [run.hook])
-            language_model, hook_point = None, inputs.hooks[run.hook]
+            inputs = open_inputs(run, [run.site])
+            language_model, hook_point = None, inputs.hooks[run.site]
         else:
             inputs, (language_model, hook_point) = None, open_model(run)
     except LanguageModelError as error:
@@ -138,11 +139,11 @@ def export(
             row.write(temporary, source)
         if inputs is None:
             reading_model = replace(run, activations=None)
-            inputs = open_inputs(reading_model, [run.hook], language_model=language_model)
-        held_out = inputs.held_out(run.hook, tokens)
+            inputs = open_inputs(reading_model, [run.site], language_model=language_model)
+        held_out = inputs.held_out(run.site, tokens)
         place = temporary / row.inside.format(name=source.name, module=source.module)
         read_back = row.read(place, device)
-        batches = (x_BD.double() for x_BD in batches_of(held_out))
+        batches = (sides(dictionary, x_BD)[0].double() for x_BD in batches_of(held_out))
         difference = compare(dictionary.double(), read_back, batches)
         if not (difference.is_exact or allow_inexact):
             raise CheckpointError(

@@ -5,19 +5,22 @@ sae-bench            a working directory of SAE Bench 0.6.0: its dictionary_lear
 dictionary-learning  upstream's `load_dictionary`
 sae-lens             SAELens's `SAE.load_from_disk`
 sparsify             EleutherAI's `SparseCoder.load_many` (eai-sparsify 1.3)
+circuit-tracer       circuit-tracer's `load_transcoder_set` (0.5): a file for each layer of the language model
+
+The last is of transcoders alone. Of the others, only SAELens takes those over BatchTopK.
 
 Whether a format can hold an SAE depends on the function that its encoder computes: `function` in the table of architectures.
 """
 
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch as t
 from dictionary_learning.utils import load_dictionary as load_upstream_dictionary
-from safetensors.torch import save
+from safetensors.torch import load_file, save
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -31,9 +34,10 @@ from ..config.architectures import (
     Function,
     import_class,
 )
+from ..config.hooks import hook_name
 from ..config.run import RunConfig
 from ..errors import CheckpointError
-from ..run_folder.files import CONFIG, EVALUATION, OF, WEIGHTS, write_json
+from ..run_folder.files import CONFIG, EVALUATION, OF, WEIGHTS, read_json, write_json, writing
 from ..run_folder.foreign import (
     FOREIGN_CONFIG,
     SAE_LENS_WEIGHTS,
@@ -42,11 +46,14 @@ from ..run_folder.foreign import (
 )
 from ..run_folder.foreign_weights import UNIT_NORM_TOLERANCE, load_foreign
 from ..run_folder.sae_folder import find_sae
+from ..run_folder.schema import Object
 from ..run_folder.weights import save_weights
 from ..trainers.dictionaries import weights_by_feature
 
 SAE_BENCH_REPO = "local/saes"
 """The repository's name in a folder for SAE Bench. It is never looked up, so any name would do."""
+LAYER, CIRCUIT_TRACER_CONFIG = "layer_{}.safetensors", "config.yaml"
+"""The files that circuit-tracer reads."""
 SAE_BENCH_TRAINERS = (
     "MatryoshkaBatchTopKTrainer",
     "BatchTopKTrainer",
@@ -121,6 +128,10 @@ class ExportedSAE(NamedTuple):
         return self.function != "top_k" or getattr(self.dictionary, "rectify", True)
 
     @property
+    def is_transcoder(self) -> bool:
+        return hasattr(self.dictionary, "is_transcoder")
+
+    @property
     def selects_by_magnitude(self) -> bool:
         """Whether a TopK keeps the k features of largest magnitude, negative ones included."""
         by_magnitude = getattr(self.dictionary, "select_by", "value") == "magnitude"
@@ -153,6 +164,7 @@ class ExportedSAE(NamedTuple):
         return {
             "model_name": run.model,
             "hook_name": run.hook,
+            **({"hook_name_out": run.target} if run.target is not None else {}),
             "context_size": run.ctx_len,
             "dataset_path": run.data,
             "prepend_bos": run.text_packing == "truncate" and adds,
@@ -190,6 +202,12 @@ def _problem(form: ExportFormat, source: ExportedSAE) -> tuple[str, str] | None:
     """Why the format or its reader can't hold an SAE, and what to do instead; None if they can."""
     row, hook = source.row, source.run.hook
     in_upstreams, in_sae_lens = "use format='dictionary-learning'", "use format='sae-lens'"
+    if source.is_transcoder and form not in ("circuit-tracer", "sae-lens"):
+        return f"{form} takes SAEs, and no transcoders", "use format='circuit-tracer'"
+    if source.is_transcoder and form == "sae-lens" and row.function == "top_k":
+        return "SAELens has no TopK transcoder", "use format='circuit-tracer'"
+    if form == "circuit-tracer" and not source.is_transcoder:
+        return f"{form} takes transcoders, and no SAEs", in_sae_lens
     if row.function is None:
         what = f"an SAE of class {row.dict_class} can't be exported as {form}: no format has a place for its features"
         return what, "load it with dictionary_learning_ext.load_dictionary"
@@ -203,11 +221,12 @@ def _problem(form: ExportFormat, source: ExportedSAE) -> tuple[str, str] | None:
     if source.selects_by_magnitude and not FORMATS[form].by_magnitude:
         keeps = f"the reader of {form} keeps the k largest values"
         return f"selects by magnitude, and {keeps}", in_sae_lens
-    if row.function == "jump_relu" and form == "sae-lens":
+    if row.function == "jump_relu" and form in ("sae-lens", "circuit-tracer"):
         threshold = source.dictionary.threshold
         if threshold.ndim == 0 and threshold < 0:
             what = "has no threshold yet: its training ended before it began to follow one"
-            return what, f"train it for more steps, or {in_upstreams}"
+            other = "" if source.is_transcoder else f", or {in_upstreams}"
+            return what, f"train it for more steps{other}"
     if form == "sae-bench":
         trainer_class = source.config["trainer"].get("trainer_class")
         if not row.exported_as and trainer_class not in SAE_BENCH_TRAINERS:
@@ -273,14 +292,19 @@ def _write_sae_lens(folder: Path, source: ExportedSAE) -> None:
     if function == "top_k" and not source.rectifies:
         # AbsTopK has no ReLU. If all features are kept, it is the same for a selection by value.
         is_signed = source.selects_by_magnitude or int(sae.k) == sae.dict_size
+    architecture = "abstopk" if is_signed else _FUNCTIONS[function].sae_lens
+    out = {}
+    if source.is_transcoder:
+        architecture, out = f"{architecture}_transcoder", {"d_out": sae.activation_dim}
     config = {
-        "architecture": "abstopk" if is_signed else _FUNCTIONS[function].sae_lens,
+        "architecture": architecture,
         "d_in": sae.activation_dim,
+        **out,
         "d_sae": sae.dict_size,
         **({"k": int(sae.k), "rescale_acts_by_decoder_norm": True} if function == "top_k" else {}),
         "dtype": "float32",
         "device": "cpu",
-        "apply_b_dec_to_input": source.row.subtracts_b_dec,
+        "apply_b_dec_to_input": source.row.subtracts_b_dec and not source.is_transcoder,
         "normalize_activations": "none",
         "reshape_activations": "none",
         "metadata": {
@@ -326,8 +350,90 @@ def _write_sparsify(folder: Path, source: ExportedSAE) -> None:
     (place / SPARSIFY_WEIGHTS).write_bytes(save(weights))
 
 
+def _write_circuit_tracer(folder: Path, source: ExportedSAE) -> None:
+    """Write layer_N.safetensors and config.yaml, in JSON, which YAML includes. circuit-tracer reads a transcoder without
+    thresholds with a ReLU: its TopK must be set in Python."""
+    tensors = source.tensors()
+    threshold = {n: tensors.pop(n) for n in ("threshold",) if n in tensors}
+    tensors["W_enc"] = tensors["W_enc"].t().contiguous()
+    tensors |= {f"activation_function.{name}": value for name, value in threshold.items()}
+    (folder / LAYER.format(source.hook.layer)).write_bytes(save(tensors))
+    run = source.run
+    hook, target = (hook_name(name) for name in (run.hook, str(run.target)))
+    config = {
+        "model_name": run.model,
+        "model_kind": "transcoder_set",
+        "feature_input_hook": hook.kind if hook else run.hook,
+        "feature_output_hook": target.kind if target else run.target,
+        "scan": source.name,
+        **({} if threshold else {"k": int(source.dictionary.k)}),
+    }
+    write_json(folder / CIRCUIT_TRACER_CONFIG, config)
+
+
+class _ReadTranscoder(nn.Module):
+    """What circuit-tracer and SAELens compute with the weights of a transcoder."""
+
+    def __init__(self, weights: dict[str, t.Tensor], k: int | None):
+        super().__init__()
+        self.weights, self.k = weights, k
+
+    def encode(self, x_BD: t.Tensor) -> t.Tensor:
+        mu_BF = x_BD @ self.weights["W_enc"] + self.weights["b_enc"]
+        if self.k is None:
+            return mu_BF * (mu_BF > self.weights["threshold"])
+        indices_BK = mu_BF.topk(self.k, dim=-1).indices
+        return t.zeros_like(mu_BF).scatter(-1, indices_BK, mu_BF.gather(-1, indices_BK))
+
+    def decode(self, f_BF: t.Tensor) -> t.Tensor:
+        return f_BF @ self.weights["W_dec"] + self.weights["b_dec"]
+
+
+def _read_circuit_tracer(place: Path, device: str) -> nn.Module:
+    (file,) = place.glob(LAYER.format("*"))
+    weights = _weights_in(file, device)
+    weights["W_enc"] = weights["W_enc"].t()
+    return _ReadTranscoder(weights, read_json(place / CIRCUIT_TRACER_CONFIG, Object()).get("k"))
+
+
+def _weights_in(file: Path, device: str) -> dict[str, t.Tensor]:
+    """The weights in a file, in float64, by their names without the module's."""
+    found = load_file(file, device).items()
+    return {name.rpartition(".")[2]: value.double() for name, value in found}
+
+
+def _read_sae_lens(place: Path, device: str) -> nn.Module:
+    if "d_out" in read_json(place / FOREIGN_CONFIG, Object()):
+        return _ReadTranscoder(_weights_in(place / SAE_LENS_WEIGHTS, device), None)
+    return _read_foreign(place, device)
+
+
 def _read_foreign(place: Path, device: str) -> nn.Module:
     return load_foreign(find_sae(place), device, t.float64)
+
+
+def join_layers(folders: Sequence[Path], out: Path) -> None:
+    """Put exports for circuit-tracer, each of a layer, into one folder, as it reads them.
+
+    Raises: CheckpointError if two are of one layer, they differ in their hook points or k, or a file can't be written.
+    """
+    contents: dict[Path, dict[str, Any]] = {}
+    for folder in folders:
+        (file,) = folder.glob(LAYER.format("*"))
+        about = read_json(folder / CIRCUIT_TRACER_CONFIG, Object())
+        contents[file] = {n: v for n, v in about.items() if n not in ("scan", "export")}
+    layers = [file.name for file in contents]
+    if len({*layers}) < len(layers) or any(c != contents[file] for c in contents.values()):
+        raise CheckpointError(
+            f"{out}: {', '.join(map(str, folders))} are no layers of one set: expected one transcoder of each layer, of the "
+            "same hook points and k",
+            instead="export the folder of one such set",
+        )
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+        for file in contents:
+            shutil.copyfile(file, out / file.name)
+    write_json(out / CIRCUIT_TRACER_CONFIG, contents[file] | {"scan": out.name})
 
 
 def _read_by_upstream(place: Path, device: str) -> nn.Module:
@@ -372,7 +478,7 @@ FORMATS: dict[ExportFormat, Format] = {
     ),
     "sae-lens": Format(
         _write_sae_lens,
-        _read_foreign,
+        _read_sae_lens,
         "  SAE.load_from_disk({folder!r})",
         about=FOREIGN_CONFIG,
         weights=SAE_LENS_WEIGHTS,
@@ -387,6 +493,12 @@ FORMATS: dict[ExportFormat, Format] = {
         about=SPARSIFY_ABOUT,
         weights=SPARSIFY_WEIGHTS,
         tag="sparsify",
+    ),
+    "circuit-tracer": Format(
+        _write_circuit_tracer,
+        _read_circuit_tracer,
+        "One layer. Export the folder that holds the run folders of all layers, to load them together.",
+        about=CIRCUIT_TRACER_CONFIG,
     ),
 }
 """The formats that hold an SAE, by the names that users type."""
