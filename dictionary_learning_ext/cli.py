@@ -7,6 +7,8 @@ import os
 import sys
 from contextlib import redirect_stdout
 from importlib.metadata import version
+from importlib.util import find_spec, module_from_spec
+from types import ModuleType
 from typing import Any, TextIO, cast
 
 from .commands.bench import BENCH
@@ -29,6 +31,8 @@ COMMANDS: dict[str, Command[Any]] = {
         *(SWEEP, HOOKS, CACHE, EXPORT, PUSH, BENCH),
     )
 }
+
+UPSTREAM = "dictionary_learning"
 
 _USAGE = """\
 usage: vsae COMMAND [FLAGS]
@@ -77,6 +81,25 @@ class _Printable:
         return getattr(self._output, name)
 
 
+class _Package(ModuleType):
+    """A package whose __init__ runs when something is first asked of it that is not there, as by `from package import name`."""
+
+    def __getattr__(self, name: str) -> Any:
+        self.__class__ = ModuleType
+        spec: Any = self.__spec__
+        spec.loader.exec_module(self)
+        return getattr(self, name)
+
+
+def _import_upstream_lazily() -> None:
+    """Let submodules of dictionary_learning be imported without its __init__, which imports nnsight and with it transformers.
+    See docs/design.md."""
+    spec = None if UPSTREAM in sys.modules else find_spec(UPSTREAM)
+    if spec is not None:
+        sys.modules[UPSTREAM] = package = module_from_spec(spec)
+        package.__class__ = _Package
+
+
 def _say(why: str) -> None:
     """Print why the command ends, on one line. Of several processes with the same reason, one prints it."""
     why = why.replace("\n", "\\n")
@@ -110,6 +133,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"vsae {version('dictionary-learning-ext')}", flush=True)
             return 0
         command = _command(args[0], processes)
+        _import_upstream_lazily()
         with redirect_stdout(cast(TextIO, _Printable(sys.stdout))):
             command.run(parse(command, args[1:]))
             sys.stdout.flush()  # a closed pipe is noticed here

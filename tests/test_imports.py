@@ -188,3 +188,23 @@ def test_a_folder_that_is_not_there_is_refused_before_torch_is_imported(tmp_path
         "print({'torch', 'scipy'} & sys.modules.keys())"
     )
     assert printed(code).splitlines()[-2:] == ["[2, 2, 2, 2, 2]", "set()"]
+
+
+@pytest.mark.commands
+def test_commands_without_a_language_model_import_neither_nnsight_nor_transformers():
+    """Not even for upstream's classes, whose package imports nnsight when it is first asked for a name of its own."""
+    code = (
+        "import sys\n"
+        "from dictionary_learning_ext import cli\n"
+        "cli._import_upstream_lazily()\n"
+        "from dictionary_learning_ext.evaluation import folders, tables\n"
+        "from dictionary_learning_ext.export import formats\n"
+        "from dictionary_learning_ext.features import reproduce, seeds\n"
+        "from dictionary_learning_ext.training import loop\n"
+        "from dictionary_learning_ext.trainers import build, upstream\n"
+        "print({'nnsight', 'transformers'} & sys.modules.keys())\n"
+        "from dictionary_learning import ActivationBuffer, __version__\n"
+        "from dictionary_learning.buffer import ActivationBuffer as same\n"
+        "print(ActivationBuffer is same, type(sys.modules['dictionary_learning']).__name__)"
+    )
+    assert printed(code).splitlines() == ["set()", "True module"]

@@ -16,16 +16,18 @@ from dataclasses import dataclass, replace
 from importlib.metadata import version
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
-from nnsight import LanguageModel, NNsight
 from torch import Tensor, nn
-from transformers import BatchEncoding, PreTrainedModel
 
 from ..config.hooks import HOOK_KINDS, HookKind, hook_name, no_such_hook, sides_of
 from ..errors import CheckpointError, LanguageModelError
 from .language_models import CausalLM, Pretrained, unwrapped
+
+if TYPE_CHECKING:
+    from nnsight import LanguageModel
+    from transformers import PreTrainedModel
 
 _CHECKED_TOKENS = 8
 _BUILDS_GRAPH = tuple(map(int, version("nnsight").split(".")[:2])) < (0, 5)
@@ -95,7 +97,7 @@ class PlacePair(NamedTuple):
 AnyPlace = Place | PlacePair
 
 
-def place_of(model: PreTrainedModel, submodule: Any, io: Literal["in", "out"]) -> Place:
+def place_of(model: "PreTrainedModel", submodule: Any, io: Literal["in", "out"]) -> Place:
     """The place at one side of a module, which may be given as nnsight's envoy.
 
     Raises: LanguageModelError if the model has no such module.
@@ -173,7 +175,7 @@ def require_hook(model: nn.Module, name: str) -> tuple[int, HookKind]:
     raise no_such_hook(name, there, len(blocks))
 
 
-def find_hook(model: LanguageModel | CausalLM, name: str) -> HookPoint:
+def find_hook(model: "LanguageModel | CausalLM", name: str) -> HookPoint:
     """Find a hook point by its name in TransformerLens.
 
     For an attention's or MLP's output, a forward pass of a few tokens checks that the block adds exactly this
@@ -269,7 +271,7 @@ def _kinds_of(block: nn.Module) -> list[str]:
     return [name for name, kind in HOOK_KINDS.items() if kind.part is None or kind.part in parts]
 
 
-def _require_sum(model: PreTrainedModel, name: str, block: str, parts: list[str]) -> None:
+def _require_sum(model: "PreTrainedModel", name: str, block: str, parts: list[str]) -> None:
     """Raise a LanguageModelError unless a block's output is the sum of its input and its parts' outputs.
 
     Granite scales the outputs, and BLOOM's modules add the residual stream themselves.
@@ -405,6 +407,9 @@ def _read_by_trace(
 ) -> list[Tensor]:
     """See `read_places`. Up to version 0.4, nnsight first builds a graph from the `with` block, and then runs the model.
     Later versions run the block while the model runs, so the block must ask for places in the model's order."""
+    from nnsight import NNsight
+    from transformers import BatchEncoding
+
     envoys = [_envoy_at(lm, place.path) for place in places]
     kind, inputs, options = type(lm), (BatchEncoding(tokens),), {}
     if kind is NNsight:  # it has no tokenizer, which would pad the tokens again and take 3 ms
@@ -457,7 +462,7 @@ def _in_running_order(module: nn.Module, places: Sequence[Place]) -> list[int]:
 
 
 def read_residual(
-    model: LanguageModel | CausalLM, hook: HookPoint, input_ids: Tensor, attention_mask: Tensor
+    model: "LanguageModel | CausalLM", hook: HookPoint, input_ids: Tensor, attention_mask: Tensor
 ) -> Tensor:
     """The activations at a hook point, (B, L, D), of the model it was found in; see `read_places`. Of a pair (B, L, 2D)."""
     read = read_places(unwrapped(model), hook.place.sides, input_ids, attention_mask)

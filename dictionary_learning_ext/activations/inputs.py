@@ -29,7 +29,6 @@ from ..devices import chosen_device
 from ..errors import ActivationsError, LanguageModelError
 from ..run_folder.cache_manifest import DOCUMENTS, HELD_OUT, CacheManifest
 from .batches import Batches, BatchSource
-from .buffer import ResidualBuffer
 from .hook_points import HookPoint, find_hook, require_hook
 from .language_models import (
     CausalLM,
@@ -290,6 +289,8 @@ class _ModelInputs(Inputs):
         return {"text": hashlib.sha256(fingerprints.encode()).hexdigest()}
 
     def _source(self, hook: str) -> BatchSource:
+        from .buffer import ResidualBuffer
+
         settings = self._settings
         return ResidualBuffer(
             text_of(settings, passes=settings.text_passes),

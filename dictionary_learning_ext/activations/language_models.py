@@ -15,14 +15,10 @@ from pathlib import Path
 from pickle import UnpicklingError
 from tempfile import TemporaryDirectory
 from textwrap import shorten
-from typing import Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard, cast
 
 import torch
-import transformers
-from nnsight import LanguageModel, NNsight
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
-from transformers.utils import CONFIG_NAME, cached_file, extract_commit_hash
 
 from ..config.checks import require
 from ..config.run import DeviceMap, RunConfig
@@ -31,6 +27,10 @@ from ..errors import ConfigError, LanguageModelError, UserError, first_line
 from ..run_folder.files import at_home
 from ..run_folder.tensors import hash_of
 from .text import why_not_fetched
+
+if TYPE_CHECKING:
+    from nnsight import LanguageModel, NNsight
+    from transformers import PreTrainedModel
 
 EMBEDDED_MODEL = Path(__file__).parents[1] / "embedded" / "model"
 _EXPECTED = (
@@ -42,9 +42,9 @@ _EXPECTED = (
 class CausalLM(NamedTuple):
     """A language model of transformers, its weights loaded."""
 
-    module: PreTrainedModel
+    module: "PreTrainedModel"
     tokenizer: Any
-    traced: NNsight | None = None
+    traced: "NNsight | None" = None
     """nnsight's model around the module, which reads activations. None: torch's hooks read them."""
 
 
@@ -66,18 +66,29 @@ def unwrapped(model: "LanguageModel | CausalLM") -> CausalLM:
     return CausalLM(lm._module, lm.tokenizer, lm)
 
 
-def wrapped(model: CausalLM) -> LanguageModel:
+def is_nnsights(model: Any) -> "TypeGuard[LanguageModel]":
+    """Whether it is nnsight's `LanguageModel`, and not None or a name."""
+    if isinstance(model, str | Path | None):
+        return False
+    from nnsight import LanguageModel
+
+    return isinstance(model, LanguageModel)
+
+
+def wrapped(model: CausalLM) -> "LanguageModel":
     """nnsight's `LanguageModel` around a language model. Users can trace texts with it."""
+    from nnsight import LanguageModel
+
     if isinstance(model.traced, LanguageModel):
         return model.traced
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # nnsight 0.8 has another name for it
-        return cast(LanguageModel, LanguageModel(model.module, tokenizer=model.tokenizer))
+        return cast("LanguageModel", LanguageModel(model.module, tokenizer=model.tokenizer))
 
 
 def load_language_model(
     name: str, *, device: str = "cpu", dtype: torch.dtype = torch.float32
-) -> LanguageModel:
+) -> "LanguageModel":
     """Load a causal language model and its tokenizer, without gradients, to read activations.
 
     Code that comes with a model or a tokenizer is never run.
@@ -103,6 +114,8 @@ class Pretrained:
     """
 
     def __init__(self, name: str):
+        from transformers import AutoConfig
+
         self.name = name
         with _loading(name) as (source, options):
             self.config: Any = AutoConfig.from_pretrained(source, **options)
@@ -118,6 +131,8 @@ class Pretrained:
 
     def empty(self) -> nn.Module:
         """The model on the meta device: its parameters have shapes but no values."""
+        from transformers import AutoModelForCausalLM
+
         with _loading(self.name), torch.device("meta"):
             config = copy.deepcopy(self.config)
             return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
@@ -132,6 +147,9 @@ class Pretrained:
 
         Raises: ConfigError if accelerate refuses the map.
         """
+        from transformers import AutoModelForCausalLM
+        from transformers.utils import CONFIG_NAME, cached_file, extract_commit_hash
+
         device = chosen_device(device)
         keep_freed_memory()
         logging.getLogger("nnsight").setLevel(logging.WARNING)  # it logs each trace at INFO
@@ -163,6 +181,8 @@ class Pretrained:
 
 def load_tokenizer(name: str) -> Any:
     """A language model's tokenizer, with a pad token. Raises: as `load_language_model`."""
+    from transformers import AutoTokenizer
+
     with _loading(name) as (source, options):
         tokenizer: Any = AutoTokenizer.from_pretrained(source, **options)
     if tokenizer.pad_token is None:
@@ -182,6 +202,8 @@ def load_model(settings: RunConfig, found: Pretrained | None = None) -> CausalLM
 
     Raises: as `load_language_model`, and ConfigError if contexts are longer than the model can read.
     """
+    from nnsight import NNsight
+
     dtype = torch.bfloat16 if settings.dtype == "bfloat16" else torch.float32
     where: Any = {"device": settings.device, "device_map": settings.device_map}
     model = (found or Pretrained(settings.model)).load(dtype=dtype, **where)
@@ -206,6 +228,8 @@ def require_positions(ctx_len: int, model: str, module: Any) -> None:
 @contextmanager
 def _loading(name: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield a model's path or name on the hub and the arguments to load it. Errors become LanguageModelErrors."""
+    from transformers.utils import CONFIG_NAME
+
     folder = EMBEDDED_MODEL if name == "embedded" else at_home(name)
     is_local = name == "embedded" or name.startswith(("/", ".", "~")) or folder.exists()
     if is_local and not (folder / CONFIG_NAME).is_file():
@@ -240,7 +264,7 @@ def _loading(name: str) -> Iterator[tuple[str, dict[str, Any]]]:
             raise LanguageModelError(f"language model {name!r} can't be loaded{said}") from error
 
 
-def identity(model: PreTrainedModel) -> str:
+def identity(model: "PreTrainedModel") -> str:
     """A language model's commit on the hub, or else the hash of its weights.
 
     Hashing an 8B model takes 9 s. The hash depends on the dtype, the commit does not.
@@ -262,6 +286,8 @@ def settings_hash(model: CausalLM) -> str:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Switch off transformers' progress bars and warnings inside the `with` block."""
+    import transformers
+
     log = transformers.utils.logging
     verbosity, bars = log.get_verbosity(), log.is_progress_bar_enabled()
     log.set_verbosity_error()

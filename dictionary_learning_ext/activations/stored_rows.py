@@ -13,9 +13,9 @@ from torch import Tensor
 
 from ..config.hooks import sides_of
 from ..errors import ConfigError, NonFiniteError, TextError
-from .buffer import ShuffledRows
 from .positions import PositionRule, at, norms
 from .rows import ContextBatch, drawn_seed
+from .shuffled_rows import ShuffledRows
 from .stored import Part, StoredActivations, read_part
 
 ROWS_AT_ONCE = 4096

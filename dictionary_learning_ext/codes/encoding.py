@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch as t
 from dictionary_learning.dictionary import Dictionary
-from dictionary_learning.evaluation import evaluate as upstream_evaluate
 from scipy.sparse import csr_matrix, vstack
 
 from ..errors import NonFiniteError
@@ -329,6 +328,8 @@ class Encoder:
     def _add_upstreams(self, x_ND: t.Tensor, x_hat_ND: t.Tensor) -> None:
         """Add upstream's metrics of a batch. Its variances are undefined for a single token."""
         if len(x_ND) > 1 or not self.totals.counted.get(_UPSTREAMS[0]):
+            from dictionary_learning.evaluation import evaluate as upstream_evaluate
+
             done = _KnownOutputs(1, (x_hat_ND, x_ND.new_zeros(len(x_ND), 1)))
             theirs = upstream_evaluate(done, iter([x_ND]), device=str(x_ND.device))
             for name in _UPSTREAMS:

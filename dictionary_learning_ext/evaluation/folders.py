@@ -6,14 +6,19 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from operator import index
 from pathlib import Path
-from typing import Any, SupportsIndex
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 from dictionary_learning.dictionary import Dictionary
-from nnsight import LanguageModel
 
 from ..activations.hook_points import HookPoint, input_device
 from ..activations.inputs import Inputs, open_inputs
-from ..activations.language_models import EMBEDDED_MODEL, CausalLM, load_tokenizer, unwrapped
+from ..activations.language_models import (
+    EMBEDDED_MODEL,
+    CausalLM,
+    is_nnsights,
+    load_tokenizer,
+    unwrapped,
+)
 from ..activations.rows import ContextBatch
 from ..codes.codes import Codes, encode_each, keep_codes, kept_codes, text_key
 from ..config.checks import require
@@ -41,6 +46,9 @@ from ..run_folder.trained_on import all_trained_on, trained_on
 from ..run_folder.weights import load_sae
 from .measure import measure, metrics_of, with_bar
 from .metrics import changes_since, with_identity
+
+if TYPE_CHECKING:
+    from nnsight import LanguageModel
 
 logger = logging.getLogger(__name__)
 
@@ -354,7 +362,7 @@ def _own_tokens(runs: dict[str, RunConfig]) -> int:
 
 def open_sae(
     sae: SAE,
-    lm: LanguageModel | str | Path | None,
+    lm: "LanguageModel | str | Path | None",
     hook: Hook | None,
     *,
     device: str = RunConfig.device,
@@ -371,7 +379,7 @@ def open_sae(
 
     Raises: a UserError that says what to change.
     """
-    loaded = unwrapped(lm) if isinstance(lm, LanguageModel) else None
+    loaded = unwrapped(lm) if is_nnsights(lm) else None
     if loaded is not None:
         device = str(input_device(loaded.module))
     elif isinstance(sae, Dictionary):

@@ -16,13 +16,11 @@ import re
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch as t
-from dictionary_learning.utils import load_dictionary as load_upstream_dictionary
 from safetensors.torch import load_file, save
 from torch import nn
-from transformers import PreTrainedModel
 
 from ..activations.hook_points import HookPoint, block_of_output
 from ..activations.language_models import CausalLM
@@ -49,6 +47,9 @@ from ..run_folder.sae_folder import find_sae
 from ..run_folder.schema import Object
 from ..run_folder.weights import save_weights
 from ..trainers.dictionaries import weights_by_feature
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 SAE_BENCH_REPO = "local/saes"
 """The repository's name in a folder for SAE Bench. It is never looked up, so any name would do."""
@@ -179,7 +180,7 @@ class ExportedSAE(NamedTuple):
         return None if model is None else output_module(model.module, self.hook)
 
 
-def output_module(model: PreTrainedModel, hook: HookPoint) -> str | None:
+def output_module(model: "PreTrainedModel", hook: HookPoint) -> str | None:
     """The module whose output is read at a hook point, as sparsify names it.
 
     Between two blocks, it is the former. None for the input of the first block.
@@ -437,6 +438,8 @@ def join_layers(folders: Sequence[Path], out: Path) -> None:
 
 
 def _read_by_upstream(place: Path, device: str) -> nn.Module:
+    from dictionary_learning.utils import load_dictionary as load_upstream_dictionary
+
     dictionary: Any = load_upstream_dictionary(str(place), device)[0]
     return dictionary.double()
 

@@ -4,17 +4,19 @@ Shapes: F features, D = activation_dim, V = vocabulary.
 """
 
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch as t
 from dictionary_learning.dictionary import Dictionary
 from torch import nn
-from transformers import PreTrainedModel
 
 from ..activations.hook_points import block_list_path
 from ..errors import LanguageModelError
 from ..run_folder.tensors import in_memory
 from ..trainers.dictionaries import decoder_directions
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 _FEATURES_AT_ONCE = 256
 
@@ -113,7 +115,7 @@ class LogitLens:
     Raises: LanguageModelError if the model has no such norm or no unembedding.
     """
 
-    def __init__(self, model: PreTrainedModel):
+    def __init__(self, model: "PreTrainedModel"):
         hf_model: Any = model
         config = hf_model.config.get_text_config()
         parent = block_list_path(hf_model, config).rpartition(".")[0]

@@ -14,15 +14,14 @@ from dataclasses import replace
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch as t
-from nnsight import LanguageModel
 
 from ..activations.hook_points import HookPoint, find_hook
 from ..activations.inputs import first_tokens, with_activations
-from ..activations.language_models import CausalLM, wrapped
+from ..activations.language_models import CausalLM, is_nnsights, wrapped
 from ..activations.text import open_text
 from ..activations.text_files import SUFFIXES
 from ..activations.tokens import whole_documents
@@ -43,6 +42,9 @@ from ..evaluation.folders import (
 from .directions import LogitLens, decoder_directions
 from .html import rendered
 
+if TYPE_CHECKING:
+    from nnsight import LanguageModel
+
 _ROWS = 20
 
 
@@ -53,7 +55,7 @@ Text = str | Path | Iterable[str]
 def encode_text(
     sae: SAE,
     text: Text | None = None,
-    lm: LanguageModel | str | Path | None = None,
+    lm: "LanguageModel | str | Path | None" = None,
     *,
     hook: Hook | None = None,
     tokens: int = RunConfig.eval_tokens,
@@ -74,7 +76,7 @@ def encode_text(
     Raises: a UserError that says what to change.
     """
     opened = open_sae(sae, lm, hook, device=device, ctx_len=ctx_len, stored=text is None)
-    return _codes_of(opened, text, tokens, keep and not isinstance(lm, LanguageModel))
+    return _codes_of(opened, text, tokens, keep and not is_nnsights(lm))
 
 
 def _codes_of(opened: OpenedFolders, text: Text | None, tokens: int, keep: bool) -> Codes:
@@ -101,7 +103,7 @@ def _codes_of(opened: OpenedFolders, text: Text | None, tokens: int, keep: bool)
 
 def features_of(
     sae: SAE,
-    lm: LanguageModel | str | Path | None = None,
+    lm: "LanguageModel | str | Path | None" = None,
     text: Text | None = None,
     *,
     hook: Hook | None = None,
@@ -135,7 +137,7 @@ def features_of(
     """
     require(contexts >= 1, "contexts", contexts, "at least 1")
     opened = open_sae(sae, lm, hook, device=device, ctx_len=ctx_len, stored=text is None)
-    given = lm if isinstance(lm, LanguageModel) else None
+    given = lm if is_nnsights(lm) else None
     codes = _codes_of(opened, text, tokens, keep and given is None)
     return Features(opened, given, codes, top=contexts, seed=seed)
 
@@ -156,7 +158,7 @@ class Features(FeatureTable):
     def __init__(
         self,
         opened: OpenedFolders,
-        given: LanguageModel | None,
+        given: "LanguageModel | None",
         codes: Codes,
         **options: int,
     ):
@@ -172,7 +174,7 @@ class Features(FeatureTable):
         return self._opened.inputs.require_language_model("it is asked for", "give lm")
 
     @cached_property
-    def language_model(self) -> LanguageModel:
+    def language_model(self) -> "LanguageModel":
         """The nnsight model: the given one, or one around the loaded model."""
         return self._given or wrapped(self._loaded)
 

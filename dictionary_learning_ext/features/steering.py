@@ -9,25 +9,28 @@ Shapes: B contexts, L tokens, D = activation_dim, F features, S features that ar
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch as t
 from einops import rearrange
-from nnsight import LanguageModel
 
 from ..activations.hook_points import hooked
+from ..activations.language_models import is_nnsights
 from ..config.checks import require_choice
 from ..errors import ConfigError
 from ..evaluation.folders import SAE, Hook, open_sae, require_feature
 from ..trainers.dictionaries import as_input, sides
 from .directions import decoder_directions
 
+if TYPE_CHECKING:
+    from nnsight import LanguageModel
+
 SteerMode = Literal["add", "clamp"]
 
 
 @contextmanager
 def steer(
-    lm: LanguageModel,
+    lm: "LanguageModel",
     hook: Hook | None,
     sae: SAE,
     features: Mapping[int, float],
@@ -67,7 +70,7 @@ def steer(
         LanguageModelError for a hook point that the model doesn't have.
     """
     require_choice("mode", mode, SteerMode)
-    if not isinstance(lm, LanguageModel):
+    if not is_nnsights(lm):
         raise ConfigError(
             f"lm is a {type(lm).__name__}: expected the nnsight LanguageModel that generates, e.g."
             " lm = load_language_model('embedded')"

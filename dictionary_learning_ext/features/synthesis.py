@@ -12,11 +12,10 @@ Shapes: R restarts, L tokens, V vocabulary, D = activation_dim, F features, N se
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch as t
 from dictionary_learning.dictionary import Dictionary
-from nnsight import LanguageModel
 
 from ..activations.hook_points import Place, input_device, read_by_hooks
 from ..activations.language_models import CausalLM
@@ -25,6 +24,9 @@ from ..config.run import RunConfig
 from ..evaluation.folders import SAE, Hook, open_sae, require_feature
 from ..trainers.dictionaries import as_input
 from .directions import encoder_directions
+
+if TYPE_CHECKING:
+    from nnsight import LanguageModel
 
 _SCORED_EVERY = 10
 _LEARNING_RATE = 0.5  # Adam's
@@ -46,7 +48,7 @@ class Synthesis(NamedTuple):
 def synthesise(
     sae: SAE,
     features: Sequence[int],
-    lm: LanguageModel | str | Path | None = None,
+    lm: "LanguageModel | str | Path | None" = None,
     *,
     hook: Hook | None = None,
     length: int = 6,
