@@ -59,7 +59,8 @@ def results_table(
     """
     metrics = shown_in("compare") if metrics is None else metrics
     width = shutil.get_terminal_size().columns
-    names, measured = labels(saes), measurements(dict(results))
+    trained, measured = trained_as(saes), measurements(dict(results))
+    names = labels_of(trained)
     differing = unequal(list(measured.values()))
     reasons, first = stale_metrics(results, saes), next(iter(measured.values()))
     marked = {
@@ -77,7 +78,6 @@ def results_table(
     if differing:
         parts.append("* Not a matched comparison: measured differently from the first row.")
         parts.append(_settings_table(marked, measured, differing, width))
-    trained = trained_as(saes)
     different = [
         name
         for name in differing_settings(trained)
@@ -284,11 +284,6 @@ def symptoms(
 # --- names of SAEs, as short as possible
 
 
-def labels(saes: Mapping[str, SAEFolder]) -> dict[str, str]:
-    """`labels_of` SAEs, for tables and pages."""
-    return labels_of(trained_as(saes))
-
-
 def labels_of(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     """Short names of SAEs.
 
@@ -296,7 +291,7 @@ def labels_of(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     settings in which they differ: k=16 seed=1.
 
     Arguments:
-        settings: each one's training settings, by its folder or name.
+        settings: each one's training settings, by its folder or name, see `trained_as`.
     """
     called, endings = _names_from_settings(settings), endings_of(settings)
     for folder, ending in endings.items():
@@ -307,14 +302,17 @@ def labels_of(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     return {f: name if name and times[name] == 1 else endings[f] for f, name in called.items()}
 
 
-def titles(saes: Mapping[str, SAEFolder]) -> dict[str, str]:
+def titles(
+    saes: Mapping[str, SAEFolder], trained: Mapping[str, Mapping[str, Any]]
+) -> dict[str, str]:
     """The name of each setting in tables and prose: its title, and what tells it from others of that title.
 
     Arguments:
         saes: an SAE of each setting.
+        trained: what `trained_as` gives of them.
     """
     plain = {name: sae.title for name, sae in saes.items()}
-    trained, found = trained_as(saes), {}
+    found = {}
     for folder, title in plain.items():
         alike = [other for other in plain if plain[other] == title]
         but_seeds = {f: {n: v for n, v in trained[f].items() if n not in SEEDS} for f in alike}
