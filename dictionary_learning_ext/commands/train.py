@@ -281,7 +281,8 @@ def _started_from(flags: TrainFlags) -> str:
 
 def _show(flags: TrainFlags, settings: RunConfig, folders: list[Path]) -> None:
     """Print the results, and commands for what to do next."""
-    from ..evaluation.tables import results_table, symptoms_of
+    from ..evaluation.symptoms import symptoms_of
+    from ..evaluation.tables import results_table
 
     saes = find_saes(folders)
     if settings.eval_tokens:

@@ -38,7 +38,7 @@ from ..errors import (
 )
 from ..evaluation.folders import OpenedFolders, evaluated
 from ..evaluation.measure import Sample
-from ..evaluation.tables import symptoms_of
+from ..evaluation.symptoms import symptoms_of
 from ..progress import ProgressLines, progress
 from ..run_folder.files import EVALUATION, FAILED, OF, all_locked, write_json
 from ..run_folder.reading import steps_of

@@ -11,11 +11,11 @@ from dictionary_learning_ext.config.run import TrainConfig
 from dictionary_learning_ext.config.sae import TopKConfig, VSAETopKConfig
 from dictionary_learning_ext.evaluation import tables
 from dictionary_learning_ext.evaluation.metrics import shown_in
+from dictionary_learning_ext.evaluation.symptoms import symptoms
 from dictionary_learning_ext.evaluation.tables import (
     chosen,
     labels_of,
     results_table,
-    symptoms,
 )
 from dictionary_learning_ext.run_folder.comparing import trained_as
 from dictionary_learning_ext.run_folder.sae_folder import SAEFolder
