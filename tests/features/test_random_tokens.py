@@ -12,6 +12,7 @@ from measurement import codes_of_rows, contexts_of_rows
 from report_runs import train
 from scipy.optimize import linear_sum_assignment
 
+from dictionary_learning_ext.config.run import RunConfig
 from dictionary_learning_ext.errors import TextError
 from dictionary_learning_ext.evaluation.folders import OpenedFolders, open_folders
 from dictionary_learning_ext.features.agreement import SHOWN
@@ -90,7 +91,7 @@ class Activations:
     """Hands out the same activations, and keeps what was asked for."""
 
     def __init__(self, x):
-        self.x, self.asked = x, {}
+        self.x, self.asked, self.run = x, {}, RunConfig()
 
     def contexts(self, split, tokens):
         self.asked[split] = tokens
