@@ -138,6 +138,8 @@ def run(flags: TrainFlags) -> None:
     if settings.activations == NONE:
         settings = replace(settings, activations=None)
     flags = replace(flags, run=with_hook_names(settings))
+    if flags.resume is None:
+        flags = replace(flags, sae=flags.sae.resolve(settings.steps))
     require(flags.rank_timeout >= 1, "rank_timeout", flags.rank_timeout, "at least 1")
     if flags.seeds is not None or flags.beside is not None:
         again = "none, as several SAEs of seeds continue by the same command"

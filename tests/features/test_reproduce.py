@@ -129,7 +129,7 @@ def test_without_tokens_no_language_model_is_needed(seeds, tmp_path, capsys):
     assert main(["reproduce", *gone]) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert "not/here" in error
-    assert "use --tokens 0 " in error
+    assert "use tokens=0 " in error
     assert main(["reproduce", *gone, "--tokens", "0"]) == 0
     out = capsys.readouterr().out
     assert re.search(

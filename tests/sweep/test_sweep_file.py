@@ -139,7 +139,7 @@ BAD = {
         of(betta={"value": 1}),
         r"sweep\.yaml: no such flag: --betta; did you mean --beta\?",
     ),
-    "a value out of range": (of(k={"values": [33]}), r"sweep\.yaml: k=33.*--dict-size 32"),
+    "a value out of range": (of(k={"values": [33]}), r"sweep\.yaml: k=33.*dict_size=32"),
     "no parameters": ({"parameters": 3}, "expected wandb's keys"),
     "a parameter without values": (of(k=4), "expected value, or a list"),
     "no runs": ({"run_cap": 0}, "run_cap=0: expected a whole number above 0"),
