@@ -24,11 +24,11 @@ from dictionary_learning_ext.evaluation.metrics import METRICS, fve_of
 from dictionary_learning_ext.features import reproduce as reproduce_module
 from dictionary_learning_ext.features.agreement import CODE_MEASURES
 from dictionary_learning_ext.features.directions import decoder_directions
-from dictionary_learning_ext.features.reproduce import reproduce, warn_of_differences
+from dictionary_learning_ext.features.reproduce import reproduce
 from dictionary_learning_ext.features.reproduce_text import HEADER, answer, with_random_tokens
 from dictionary_learning_ext.features.reproducibility import reproducibility
 from dictionary_learning_ext.features.seeds import compare_seeds
-from dictionary_learning_ext.run_folder.sae_folder import find_sae, find_saes
+from dictionary_learning_ext.run_folder.sae_folder import find_sae
 from dictionary_learning_ext.run_folder.trained_on import trained_on
 from dictionary_learning_ext.run_folder.weights import load_sae
 
@@ -444,7 +444,7 @@ def test_own_batches_have_no_data_seed(trained, tmp_path, caplog):
         content = json.loads(path.read_text())
         content["run"]["settings"] |= {"model": "unknown"}
         path.write_text(json.dumps(content))
-    warn_of_differences(find_saes([tmp_path / "vsae", tmp_path / "top_k"]))
+    agreement(tmp_path / "vsae", tmp_path / "top_k")
     assert "your own" in caplog.text
     assert "--data-seed" not in caplog.text
 
