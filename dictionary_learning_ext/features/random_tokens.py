@@ -156,7 +156,7 @@ def _random_tokens(
         sizes = _sizes_of(codes)
         needed = max(TOKENS, _TOKENS_PER_FEATURE * sum(n_features for n_features, _ in sizes))
         rows = t.cat([*in_batches(opened.contexts("train", needed))])
-        saes = random_token_saes(rows, sizes, transcode=opened.run.target is not None)
+        saes = random_token_saes(rows, sizes, transcode="target" in codes[0].text)
         numbers = come_back_of(saes, opened.contexts(split, codes[0].tokens))
     except UserError as error:
         logger.warning("what comes back of random tokens was not measured: %s", error)
