@@ -238,14 +238,19 @@ def seconds_of_commands() -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         cache, seeds = str(Path(folder, "cache")), str(Path(folder, "seeds"))
         cpu_seconds("cache", cache, "--tokens=100000")
-        train = ["train", f"--activations={cache}", "--eval-tokens=0", "--steps=1"]
-        cpu_seconds(*train, "--seeds=2", f"--save-dir={seeds}")
+        train = ["train", f"--activations={cache}", "--steps=1"]
+        cpu_seconds(*train, "--eval-tokens=2000", "--seeds=2", f"--save-dir={seeds}")
         reproduce = ["reproduce", seeds, "--tokens=2000"]
         cpu_seconds(*reproduce)  # keeps the codes
         commands = {
             "compare": ["compare", seeds],
             "reproduce, from kept codes": reproduce,
-            "train --activations, one step": [*train, f"--save-dir={folder}/one", "--overwrite"],
+            "train --activations, one step": [
+                *train,
+                "--eval-tokens=0",
+                "--overwrite",
+                f"--save-dir={folder}/one",
+            ],
         }
         return {
             name: min(cpu_seconds(*words) for _ in range(3)) for name, words in commands.items()
