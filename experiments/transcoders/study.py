@@ -82,13 +82,13 @@ def measure(arguments: argparse.Namespace) -> None:
         content["rows"] = [row for row in content["rows"] if row["layer"] != layer]
         for name, (kind, arm) in names().items():
             own = [of_seed[seed][name] for seed in SEEDS]
-            (found,) = reproduce_settings(own, HELD_OUT).found.values()
+            (found,) = reproduce_settings(own, HELD_OUT)[0].values()
             content["rows"].append(
                 {
                     **{"layer": layer, "kind": kind, "arm": arm},
                     "seeds": [metrics_of(folder, METRICS) for folder in own],
                     "numbers": found.numbers(),
-                    "pairs": [pair["in_function_fve"] for pair in found.pairs.values()],
+                    "pairs": [mean(pair.fve) for pair in found.pairs.values()],
                     "random_tokens": found.random_tokens,
                 }
             )

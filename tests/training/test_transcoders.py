@@ -15,7 +15,7 @@ from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.errors import ConfigError, Interrupted, UserError
 from dictionary_learning_ext.evaluation.folders import evaluate_folders, open_folders
 from dictionary_learning_ext.features.random_tokens import random_token_saes
-from dictionary_learning_ext.features.reproduce import comparable
+from dictionary_learning_ext.features.reproduce import reproduce
 from dictionary_learning_ext.run_folder.sae_folder import find_sae
 from dictionary_learning_ext.training.plan import plan
 
@@ -129,7 +129,7 @@ def test_an_sae_of_the_same_hook_point_can_not_be_compared(trained, of_pairs, tm
     )
     sae = train(run, {"x": sae_of()})["x"]
     with pytest.raises(UserError, match="target"):
-        comparable([trained["top"], sae])
+        reproduce([trained["top"], sae])
 
 
 def test_random_tokens_decode_y(trained):
