@@ -182,8 +182,6 @@ class OpenedFolders:
     """Where each was found; empty for a dictionary that a caller gave."""
     language_model: CausalLM | None = None
     """The language model, if it was loaded already."""
-    known_inputs: Inputs | None = None
-    """The source of the activations, if it was opened already."""
 
     @cached_property
     def is_without_cache(self) -> bool:
@@ -200,8 +198,6 @@ class OpenedFolders:
 
         Raises: a UserError if it can't be opened, or has another width.
         """
-        if self.known_inputs is not None:
-            return self.known_inputs
         run = replace(self.run, eval_tokens=self.own_tokens)
         if self.is_without_cache:
             logger.warning(

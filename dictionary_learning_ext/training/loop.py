@@ -36,8 +36,7 @@ from ..errors import (
     TrainingError,
     in_shell,
 )
-from ..evaluation.folders import OpenedFolders, evaluated
-from ..evaluation.measure import Sample
+from ..evaluation.measure import Sample, measure
 from ..evaluation.symptoms import symptoms_of
 from ..progress import ProgressLines, progress
 from ..run_folder.files import EVALUATION, FAILED, OF, all_locked, write_json
@@ -560,12 +559,9 @@ def _evaluate(training: Training) -> None:
             own = {sae.name: sae for sae in trained if sae.settings.site == hook}
             if not own:
                 continue
-            saes = {name: sae.trained() for name, sae in own.items()}
-            folders = {name: find_sae(sae.folder) for name, sae in own.items()}
-            run, tokens = next(iter(own.values())).settings, settings.eval_tokens
-            opened = OpenedFolders(run, saes, tokens, folders, known_inputs=inputs)
-            for name, metrics in evaluated(opened, tokens).items():
-                own[name].record(metrics, folders[name])
+            saes = {name: (sae.trained(), sae.norm_factor) for name, sae in own.items()}
+            for name, metrics in measure(saes, inputs.held_out(hook, settings.eval_tokens)).items():
+                own[name].record(metrics)
     except Interrupted as stop:
         where = in_shell(*(sae.folder for sae in trained))
         saved = "the training is done and saved"

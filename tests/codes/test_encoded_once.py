@@ -19,11 +19,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from dictionary_learning_ext import features_of
 from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.codes.encoding import SparseDecoder
-from dictionary_learning_ext.evaluation import tables
-from dictionary_learning_ext.features import reproduce
-from dictionary_learning_ext.run_folder import sae_folder, weights
-from dictionary_learning_ext.run_folder.comparing import trained_as
-from dictionary_learning_ext.run_folder.sae_names import location_of
+from dictionary_learning_ext.run_folder import weights
 
 DICT_SIZE = 128
 """No matrix of the language model has this size."""
@@ -166,27 +162,3 @@ def test_each_token_is_encoded_once_and_by_a_second_command_not_at_all(name, two
     assert again.models == int(cost.model_again)
     assert again.contexts == cost.loss
     assert first.dense == again.dense == 0
-
-
-EVALUATED = 200
-"""The tokens of the final evaluation of `two`."""
-DRAWN_FROM = 40_000
-"""The training tokens of which random tokens are drawn and fitted."""
-
-
-def test_what_the_final_evaluation_encoded_is_not_encoded_again(two, monkeypatch):
-    """Nor is an SAE found or its settings gathered twice. Random tokens are encoded once, on each of their two texts."""
-    found, gathered = [], []
-    monkeypatch.setattr(
-        sae_folder, "location_of", lambda name: found.append(str(name)) or location_of(name)
-    )
-    for module in (reproduce, tables):
-        monkeypatch.setattr(
-            module, "trained_as", lambda saes: gathered.append([*saes]) or trained_as(saes)
-        )
-    with counted() as first:
-        assert main(["reproduce", *two]) == 0
-    assert [*first.encoded.values()] == [DRAWN_FROM + EVALUATED] * 2, "random tokens"
-    assert first.decoded == 2 * EVALUATED
-    assert found == two
-    assert gathered == [two]
