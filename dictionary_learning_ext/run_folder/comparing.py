@@ -208,8 +208,8 @@ def grouped_by_setting(
         trained: what `trained_as` gives of them.
     """
     groups: dict[str, list[str]] = {}
-    for name, own in trained.items():
-        named = saes[name].source
+    for name, sae in saes.items():
+        own, named = trained[name], sae.source
         place = {
             "model": Path(str(named.get("model"))).name,
             "hook": _as_input(str(named.get("hook"))),

@@ -88,7 +88,7 @@ def measure(arguments: argparse.Namespace) -> None:
                     **{"layer": layer, "kind": kind, "arm": arm},
                     "seeds": [metrics_of(folder, METRICS) for folder in own],
                     "numbers": found.numbers(),
-                    "pairs": [mean(pair.fve) for pair in found.pairs.values()],
+                    "pairs": [pair.measures["in_function_fve"] for pair in found.pairs.values()],
                     "random_tokens": found.random_tokens,
                 }
             )
