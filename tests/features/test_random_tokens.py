@@ -114,7 +114,7 @@ def test_beside_an_sae_without_k_they_have_its_mean_l0(x):
 @pytest.mark.parametrize(("n_features", "tokens"), [(F, 40_000), (3_000, 48_000)])
 def test_they_are_drawn_from_enough_tokens_for_their_features(n_features, tokens, x):
     opened = Activations(x[:10])  # too few, so nothing is fitted
-    codes = [SimpleNamespace(n_features=n_features, k=K, tokens=7)] * 2
+    codes = [SimpleNamespace(n_features=n_features, k=K, tokens=7, text={})] * 2
     assert random_tokens(opened, codes, None, keep=False) is None
     assert opened.asked == {"train": tokens}
 
