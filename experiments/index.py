@@ -129,6 +129,14 @@ EXPERIMENTS = (
         pages=("batch_top_k.md", "batch_top_k_truth.md"),
     ),
     Experiment(
+        "transcoders.study",
+        "Which features of transcoders come back, and what do they explain of the MLP's output?",
+        minutes="150",
+        stages=("train", "tables"),
+        needs="the cache that its protocol names",
+        pages=("transcoders.md",),
+    ),
+    Experiment(
         "random_tokens",
         "What comes back of dictionaries of random tokens, never trained, at the settings of the tables?",
         minutes="5",

@@ -38,10 +38,9 @@ import numpy as np
 
 from dictionary_learning_ext.evaluation.metrics import METRICS
 from dictionary_learning_ext.evaluation.tables import markdown_table
-from dictionary_learning_ext.features.agreement import CODE_MEASURES, COME_BACK
+from dictionary_learning_ext.features.agreement import CODE_MEASURES, COME_BACK, DIRECTION_MEASURES
 from dictionary_learning_ext.features.columns import FILES
 from dictionary_learning_ext.features.columns import NUMBERS as NUMBERS_OF_FEATURES
-from dictionary_learning_ext.features.reproducibility import DIRECTION_MEASURES
 from experiments.index import EXPERIMENTS
 from experiments.pages import with_tables
 

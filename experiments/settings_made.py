@@ -1,15 +1,18 @@
-"""How often `vsae train` makes and checks its settings until its first step, and whether it parses sources for help texts.
+"""How often `vsae train` makes its settings until the first step, and how often it parses sources of the package.
 
     python -m experiments.settings_made --k 16
 
-prints the numbers of SAE settings and of run settings that were made, and of calls of `ast` from this package. They were:
+It counts objects that are made, which are checked each time. With --k 16 alone:
 
-    |                          | SAE | run | ast |
-    |--------------------------|-----|-----|-----|
-    | before                   |     |     |     |
+| | of the SAE | of the run | calls of ast |
+|---|---|---|---|
+| before the settings were made in one way | 24 | 11 | 4 |
+| since | 4 | 4 | 0 |
 """
 
 import ast
+import contextlib
+import os
 import sys
 import tempfile
 from collections import Counter
@@ -21,13 +24,15 @@ from dictionary_learning_ext.config.checks import Checked
 from dictionary_learning_ext.config.run import RunConfig
 from dictionary_learning_ext.config.sae import SAEConfig
 
+PACKAGE = Path(cli.__file__).parent
+
 
 class FirstStep(BaseException):
-    """Raised instead of the first step."""
+    """Raised in place of the first step."""
 
 
 def counted(flags: list[str]) -> Counter[str]:
-    """The counts of one `vsae train` with these flags, up to its first step."""
+    """The counts of one `vsae train` with these flags, in the present folder."""
     from dictionary_learning_ext.training.sae_run import SAERun
 
     counts, check, parse = Counter[str](), Checked.__post_init__, ast.parse
@@ -39,21 +44,22 @@ def counted(flags: list[str]) -> Counter[str]:
 
     def parsed(*given: Any, **options: Any) -> Any:
         caller = Path(sys._getframe(1).f_code.co_filename)
-        counts["ast"] += caller.is_relative_to(Path(cli.__file__).parent)
+        counts["ast"] += caller.is_relative_to(PACKAGE)
         return parse(*given, **options)
 
     def stop(*_: Any) -> None:
         raise FirstStep
 
-    Checked.__post_init__, ast.parse, SAERun.update = checked, parsed, stop
-    try:
+    made: Any = SAERun
+    Checked.__post_init__, ast.parse, made.update = checked, parsed, stop
+    with contextlib.suppress(FirstStep):
         cli.main(["train", *flags])
-    except FirstStep:
-        return counts
-    raise RuntimeError("it took no step")
+        raise RuntimeError("the command ended before a step")
+    return counts
 
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
-        counts = counted([*sys.argv[1:], "--save-dir", f"{folder}/run"])
-    print(", ".join(f"{name} {counts[name]}" for name in ("SAE", "run", "ast")))
+        os.chdir(folder)
+        found = counted(sys.argv[1:])
+    print(*(f"{name} {found[name]}" for name in ("SAE", "run", "ast")), sep=", ")

@@ -21,7 +21,7 @@ from dictionary_learning_ext.config.sae import (
     share_of_run,
     upstreams_lr,
 )
-from dictionary_learning_ext.features.reproducibility import matching
+from dictionary_learning_ext.features.matching import matching
 from dictionary_learning_ext.run_folder.reading import load_config, steps_of
 from dictionary_learning_ext.run_folder.sae_folder import read_metrics
 from dictionary_learning_ext.training.loop import carry_out

@@ -22,7 +22,7 @@ from nnsight import LanguageModel
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from dictionary_learning_ext.activations.language_models import load_language_model
-from dictionary_learning_ext.features import reproducibility
+from dictionary_learning_ext.features import matching
 from dictionary_learning_ext.trainers.kernels import compiled as compiled_selection
 
 torch.set_num_threads(
@@ -51,7 +51,7 @@ def compiled_kernels() -> None:
 def coarse_nulls() -> Iterator[None]:
     """Nulls of a larger standard error: that of SAEs as small as these takes a thousand draws."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reproducibility, "NULL_ERROR", 0.01)
+        patch.setattr(matching, "NULL_ERROR", 0.01)
         yield
 
 

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch as t
 
+from ..config.checks import changed
 from ..config.hooks import sides_of
 from ..config.run import RunConfig, Split, evaluation_batch
 from ..devices import chosen_device
@@ -233,7 +234,7 @@ def find_inputs(
     Raises: a UserError if there is no such model, text or hook point, contexts are too long, or the stored
         activations have another model, text or hook point.
     """
-    settings = replace(settings, device=chosen_device(settings.device))
+    settings = changed(settings, device=chosen_device(settings.device))
     kind = _ModelInputs if settings.activations is None else _StoredInputs
     return kind(settings, hooks, before_batch, group, language_model)
 

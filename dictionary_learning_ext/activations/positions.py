@@ -9,14 +9,13 @@ Shapes: B contexts, L = ctx_len tokens, N tokens, D = the activations' width.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
 from einops import rearrange
 from torch import Tensor
 
-from ..config.checks import require
+from ..config.checks import changed, require
 from ..config.run import RunConfig
 from ..errors import ConfigError
 from ..run_folder.comparing import LEAVING_OUT
@@ -71,7 +70,7 @@ class PositionRule:
     @classmethod
     def of_measuring(cls, run: RunConfig, tokenizer: Any) -> "PositionRule":
         """The rule by which a run's SAEs are measured. It always leaves out attention sinks."""
-        return cls.of(replace(run, max_norm_multiple=run.sink_multiple), tokenizer)
+        return cls.of(changed(run, max_norm_multiple=run.sink_multiple), tokenizer)
 
     def by_token(self, input_ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
         """The positions to use according to ids and mask (0 at padding). Outliers are among them."""

@@ -133,6 +133,7 @@ def run_compare(flags: CompareFlags) -> None:
     from ..features.agreement import COME_BACK
     from ..features.reproduce_text import sentence_of
     from ..features.seeds import compare_seeds
+    from ..run_folder.comparing import trained_as
 
     reasons = stale_metrics(results, saes)
     metrics = None if flags.columns is None else chosen(flags.columns)
@@ -159,7 +160,8 @@ def run_compare(flags: CompareFlags) -> None:
                 columns[measure.label] |= dict.fromkeys(folders, measure.text(share))
     print(results_table(results, saes, metrics, columns))
     if groups:
-        called = titles({names[0]: saes[names[0]] for names, _ in groups})
+        firsts = {names[0]: saes[names[0]] for names, _ in groups}
+        called = titles(firsts, trained_as(firsts))
         print(f"\n{sentence_of({called[names[0]]: returning for names, returning in groups})}")
 
 
@@ -197,11 +199,13 @@ def run_reproduce(flags: ReproduceFlags) -> None:
     from ..features.reproduce import reproduce_settings
     from ..features.reproduce_text import json_content, reproducibility_table, write_features
 
-    results = reproduce_settings(saes, flags.tokens, **flags.inputs.given)
+    results, notes = reproduce_settings(saes, flags.tokens, **flags.inputs.given)
     if flags.csv is not None:
-        write_features(results.found.values(), flags.csv)
-    table = reproducibility_table(results.found, flags.all)
-    print(json.dumps(json_content(results), indent=2) if flags.json else table)
+        write_features(results.values(), flags.csv)
+    if flags.json:
+        print(json.dumps(json_content(results, notes), indent=2))
+    else:
+        print(reproducibility_table(results, flags.all))
     if flags.csv is not None and not flags.json:
         print(f"\nwrote {flags.csv}")
 

@@ -247,5 +247,5 @@ def _comparison(of_hook: Mapping[str, Sequence[Path]], tokens: int, where: dict[
     parts = []
     for hook, own in of_hook.items():
         head = f"{hook}\n" if len(of_hook) > 1 else ""
-        parts.append(head + short_table(reproduce_settings(own, tokens, **where).found))
+        parts.append(head + short_table(reproduce_settings(own, tokens, **where)[0]))
     return "\n\n".join(parts)

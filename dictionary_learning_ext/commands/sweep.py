@@ -33,8 +33,6 @@ class SweepFlags:
     """Train on several devices, with one process for each: e.g. cuda:0,cuda:1. Default: on --device."""
     max_runs: int = 100
     """The most runs that a sweep may have, so that none is larger than it was meant to be."""
-    search_seed: int = 0
-    """Seeds the draws of a random search."""
     results: Path | None = None
     """Show the results of the sweep in this folder, and write results.csv, results_by_setting.csv
     and results.html there."""
@@ -84,7 +82,7 @@ def _run_file(file: Path, flags: SweepFlags) -> None:
     from ..sweep.runner import run_sweep
     from ..sweep.sweep_file import configurations, read_sweep
 
-    sweep = read_sweep(file, flags.search_seed)
+    sweep = read_sweep(file)
     devices, fixed = [], flags.passed_on
     if flags.devices is not None:
         if any(word.partition("=")[0] == "--device" for word in fixed):

@@ -138,6 +138,8 @@ def run(flags: TrainFlags) -> None:
     if settings.activations == NONE:
         settings = replace(settings, activations=None)
     flags = replace(flags, run=with_hook_names(settings))
+    if flags.resume is None:
+        flags = replace(flags, sae=flags.sae.resolve(settings.steps))
     require(flags.rank_timeout >= 1, "rank_timeout", flags.rank_timeout, "at least 1")
     if flags.seeds is not None or flags.beside is not None:
         again = "none, as several SAEs of seeds continue by the same command"
@@ -281,7 +283,8 @@ def _started_from(flags: TrainFlags) -> str:
 
 def _show(flags: TrainFlags, settings: RunConfig, folders: list[Path]) -> None:
     """Print the results, and commands for what to do next."""
-    from ..evaluation.tables import results_table, symptoms_of
+    from ..evaluation.symptoms import symptoms_of
+    from ..evaluation.tables import results_table
 
     saes = find_saes(folders)
     if settings.eval_tokens:

@@ -5,7 +5,7 @@ import re
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from pathlib import Path
 from types import NoneType, UnionType
@@ -14,6 +14,7 @@ from typing import (
     Any,
     Literal,
     NamedTuple,
+    TypeVar,
     Union,
     get_args,
     get_origin,
@@ -21,6 +22,8 @@ from typing import (
 )
 
 from ..errors import ConfigError
+
+S = TypeVar("S", bound="Checked")
 
 LARGEST_SEED = 2**32 - 1
 _SCALE_LIMITS = (1e-18, 1e18)
@@ -79,6 +82,12 @@ class Checked:
                 object.__setattr__(self, name, tuple(given))
             elif type(given) is int and float in (hint, *get_args(hint)):
                 object.__setattr__(self, name, float(given))
+
+
+def changed(settings: S, **values: Any) -> S:
+    """The settings with these values; the same object if it has them."""
+    others = {n: v for n, v in values.items() if getattr(settings, n) != v}
+    return replace(settings, **others) if others else settings
 
 
 @cache

@@ -18,6 +18,7 @@ from .checks import (
     Natural,
     NormMultiple,
     Seed,
+    changed,
     did_you_mean,
     require,
 )
@@ -201,7 +202,7 @@ class RunConfig(Checked):
     def at(self, site: str) -> "RunConfig":
         """The same with one of `sites` alone."""
         hook, *target = sides_of(site)
-        return replace(self, hook=hook, target=target[0] if target else None)
+        return changed(self, hook=hook, target=target[0] if target else None)
 
     @property
     def sink_multiple(self) -> float:

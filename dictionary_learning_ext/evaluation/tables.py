@@ -12,27 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from ..activations.positions import left_out
-from ..config.architectures import TRAINED
 from ..config.checks import require_choice
 from ..config.names import is_automatic
-from ..config.sae import MUCH_NOISE, SAEConfig
 from ..errors import in_shell, printable
 from ..run_folder.comparing import LEAVING_OUT, STORED, measurements, trained_as, unequal
 from ..run_folder.files import NOT_MEASURED
-from ..run_folder.reading import read_history
 from ..run_folder.sae_folder import SEEDS, SAEFolder
 from .metrics import METRICS, Metric, changes_since, shown_in
 
 logger = logging.getLogger(__name__)
-
-_REMEDIES = "See `When it goes wrong` in docs/settings.md."
-_FEWEST_SELECTIONS = 10
-"""How often the average feature must have been selected for `alive` to mean anything."""
-_MUCH_LOSS_ADDED = 0.5
-"""In nats per token: about what a language model of a tenth of the size loses, by the scaling law of Kaplan et al. (2020),
-by which 3 nats become 3.6."""
-_LOSS_REMOVED = -0.05
-"""A loss added below this, in nats, is an anomaly, not chance."""
 
 LONGEST_NAME = 40
 """The most characters of a folder's name that tables show."""
@@ -59,7 +47,8 @@ def results_table(
     """
     metrics = shown_in("compare") if metrics is None else metrics
     width = shutil.get_terminal_size().columns
-    names, measured = labels(saes), measurements(dict(results))
+    trained, measured = trained_as(saes), measurements(dict(results))
+    names = labels_of(trained)
     differing = unequal(list(measured.values()))
     reasons, first = stale_metrics(results, saes), next(iter(measured.values()))
     marked = {
@@ -77,7 +66,6 @@ def results_table(
     if differing:
         parts.append("* Not a matched comparison: measured differently from the first row.")
         parts.append(_settings_table(marked, measured, differing, width))
-    trained = trained_as(saes)
     different = [
         name
         for name in differing_settings(trained)
@@ -221,72 +209,7 @@ def chosen(columns: str) -> list[Metric]:
     return [METRICS[key] for key in dict.fromkeys(keys)]
 
 
-def symptoms_of(sae: SAEFolder) -> list[str]:
-    """`symptoms` of a run's SAE."""
-    return symptoms(sae.metrics or {}, sae.train_config.sae, read_history(sae.path))
-
-
-def symptoms(
-    metrics: Mapping[str, Any], sae: SAEConfig, history: Sequence[Mapping[str, Any]] = ()
-) -> list[str]:
-    """Sentences that say what is wrong with a trained SAE; empty for a good one. Of one whose error has risen in training,
-    this alone is said, because everything else follows from it.
-
-    The loss added is judged in nats, as zeros in place of the activations may be far worse than guessing: at blocks.2 of
-    the embedded model they add 33 nats. Where they add little, e.g. in place of an MLP's output, half of it is too much.
-
-    Arguments:
-        metrics: its metrics.json. Metrics that were not measured are ignored.
-        history: the lines of its metrics.jsonl. Then `sae` must be resolved.
-    """
-    errors = [line["l2_loss"] for line in history if line.get("l2_loss") is not None]
-    if errors and errors[-1] > errors[0]:
-        usual = TRAINED[sae.architecture].lr(sae.dict_size)
-        default = f", whose default is {usual:g} here" if sae.lr > usual else ""
-        return [
-            f"The squared error has risen in training, from {errors[0]:.3g} to {errors[-1]:.3g}: lower the learning rate "
-            f"lr={sae.lr:g}{default}. {_REMEDIES}"
-        ]
-    noise = metrics.get("noise_to_signal") if vars(sae).get("noise_anneal_steps") is None else None
-    names = ("fve", "kl_per_token", "alive", "loss_added", "frac_recovered")
-    fve, kl, alive, added, recovered = (metrics.get(name) for name in names)
-    selections = (metrics.get("tokens") or 0) * (metrics.get("l0") or 0)
-    if selections < _FEWEST_SELECTIONS * sae.dict_size:
-        alive = None
-    is_poor = fve is not None and fve < 0.5
-    is_true = {
-        f"The noise stays to the end and drowns the activations: noise_to_signal is above {MUCH_NOISE}.": (
-            noise is not None and noise > MUCH_NOISE
-        ),
-        "The reconstruction explains less than half of the variance: FVE is below 0.5.": is_poor,
-        "The KL has collapsed: the features carry almost no information about a token.": (
-            is_poor and kl is not None and kl < 0.01
-        ),
-        f"The language model loses too much: the loss added is above {_MUCH_LOSS_ADDED} nats, or above half of "
-        "what zeros in place of the activations add.": (
-            added is not None
-            and (
-                added > _MUCH_LOSS_ADDED
-                or (added > 0 and recovered is not None and recovered < 0.5)
-            )
-        ),
-        "The loss added is below 0: the language model predicts better with the reconstruction than with its own "
-        "activations. Either it suits this text badly, or there are too few tokens; it doesn't mean that the SAE is good.": (
-            added is not None and added < _LOSS_REMOVED
-        ),
-        "More than a quarter of the features were never selected in the held-out tokens.": (
-            alive is not None and alive < 0.75
-        ),
-    }
-    return [f"{sentence} {_REMEDIES}" for sentence, is_there in is_true.items() if is_there]
-
-
 # --- names of SAEs, as short as possible
-
-
-def labels(saes: Mapping[str, SAEFolder]) -> dict[str, str]:
-    """`labels_of` SAEs, for tables and pages."""
-    return labels_of(trained_as(saes))
 
 
 def labels_of(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
@@ -296,7 +219,7 @@ def labels_of(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     settings in which they differ: k=16 seed=1.
 
     Arguments:
-        settings: each one's training settings, by its folder or name.
+        settings: each one's training settings, by its folder or name, see `trained_as`.
     """
     called, endings = _names_from_settings(settings), endings_of(settings)
     for folder, ending in endings.items():
@@ -307,14 +230,17 @@ def labels_of(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     return {f: name if name and times[name] == 1 else endings[f] for f, name in called.items()}
 
 
-def titles(saes: Mapping[str, SAEFolder]) -> dict[str, str]:
+def titles(
+    saes: Mapping[str, SAEFolder], trained: Mapping[str, Mapping[str, Any]]
+) -> dict[str, str]:
     """The name of each setting in tables and prose: its title, and what tells it from others of that title.
 
     Arguments:
         saes: an SAE of each setting.
+        trained: what `trained_as` gives of them.
     """
     plain = {name: sae.title for name, sae in saes.items()}
-    trained, found = trained_as(saes), {}
+    found = {}
     for folder, title in plain.items():
         alike = [other for other in plain if plain[other] == title]
         but_seeds = {f: {n: v for n, v in trained[f].items() if n not in SEEDS} for f in alike}

@@ -1,45 +1,75 @@
-"""How SAEs agree in what their features do on the same tokens, besides in their directions.
+"""How two SAEs agree: in the directions of their features, and in what these do on the same tokens.
 
-    result = AgreementOfCodes({"a": codes_a, "b": codes_b}, reproducibility({"a": …, "b": …}))
-    result.in_function["a", "b"]
+    pair = reproducibility({"a": …, "b": …}, codes={"a": …, "b": …}).pair
+    pair.pw_mcc, pair.in_function
 
 An SAE's *code* of a token is what its `encode` returns: the activation of each feature (of a vSAE, its mean). A feature is
 *selected* where its activation is not zero.
+
+SAEs may have different numbers of features. Then each feature of the smaller SAE has a match in the larger one. The rest of
+the larger one's features have no match, so they don't come back.
 
 Memory: a pair takes about 40 bytes for each selection of the two SAEs, and 20 bytes for each correlation: all F x F up to
 EXACT_UP_TO features, and 1,024 rows at a time for more. With 16,384 features, k = 64 and 100,000 tokens, these are 0.5 GB
 and 0.4 GB, and a pair takes a minute on one core.
 
-Shapes: N tokens, F features, G features of another SAE.
+Shapes: N tokens, F features, G features of another SAE, D = activation_dim. All features count, dead ones included.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from statistics import fmean
 from typing import Any
 
 import numpy as np
+import torch as t
 from scipy.sparse import csr_matrix, diags, hstack
 from torch.nn.functional import normalize
 
 from ..codes.codes import KIND_OF, Codes
 from ..evaluation.metrics import METRICS, Number, fve_of, is_near_dead
-from .reproducibility import (
-    AS_DIRECTION,
-    IN_FUNCTION,
-    RETURNING,
-    PairOfSAEs,
-    Reproducibility,
+from .directions import RandomDirections
+from .matching import (
+    NULL_ERROR,
     from_the_other,
     matching,
+    null_of,
     products_of_each,
+    random_match,
+    within,
 )
 
+AS_DIRECTION = "as a direction"
+IN_FUNCTION = "in what they do"
+"""The two ways in which features come back, as tables name them."""
+RETURNING = (0.7, 0.9)
+"""The least absolute cosine with its match for a feature to come back as a direction. The first one decides; tables show
+both."""
 NEAR_DEAD = 0.1
 """A feature selected in fewer than this times k/F of the tokens is near-dead."""
 NEAR_DEAD_KEY = f"near_dead_{NEAR_DEAD:g}"
 """The metric's key."""
+
+DIRECTION_MEASURES = (
+    Number(
+        "pw_mcc",
+        "PW-MCC",
+        "mean absolute cosine of the decoder directions of matched features, matched one to one to maximise it",
+    ),
+    Number(
+        "null",
+        "null",
+        "PW-MCC of random directions with the same covariance, averaged over draws until its standard error is below "
+        f"{NULL_ERROR:g}",
+    ),
+    Number("null_error", "null's standard error", "standard error of the null"),
+    Number("null_draws", "null's draws", "number of draws of the null", form=".0f"),
+    Number("pw_mcc_less_null", "PW-MCC less null", "difference of the two"),
+    Number("agreement", "agreement", "as PW-MCC with signed cosines, under its own matching"),
+)
+"""The measures of a pair's directions."""
+
 
 CODE_MEASURES = (
     Number(
@@ -154,98 +184,156 @@ SHOWN = (*COME_BACK, METRICS[NEAR_DEAD_KEY], METRICS["fve"])
 
 
 @dataclass(frozen=True)
-class AgreementOfCodes:
-    """How the codes of several SAEs agree on the same tokens. Each measure is computed when it is first used."""
+class ComparedSAE:
+    """What is compared of one SAE."""
 
-    codes: Mapping[str, Codes]
-    """The codes of each SAE, by its name."""
-    measured: Reproducibility
-    """How their directions agree."""
+    unit_FD: np.ndarray
+    """The decoder directions, of length 1, float32."""
+    codes: Codes | None = None
+    """Its codes on the text; None if only directions are compared."""
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    """The content of metrics.json, for its FVE and L0 where its codes aren't known; empty if it isn't known."""
+
+    @cached_property
+    def random(self) -> RandomDirections:
+        """Random directions with the same second moments."""
+        return RandomDirections(t.from_numpy(self.unit_FD))
+
+    @cached_property
+    def within(self) -> float:
+        """The mean over its features of the largest cosine with another of its features. An SAE whose directions cluster
+        agrees more with any other."""
+        return within(self.unit_FD)
+
+    @cached_property
+    def numbers(self) -> dict[str, float | None]:
+        """Its share of near-dead features, its FVE and its L0."""
+        if self.codes is None:
+            return {NEAR_DEAD_KEY: None, **{key: self.metrics.get(key) for key in ("fve", "l0")}}
+        return {
+            NEAR_DEAD_KEY: 1 - float(is_used(self.codes).mean()),
+            "fve": fve_of(self.codes),
+            "l0": self.codes.totals.mean("l0"),
+        }
+
+
+@dataclass(frozen=True)
+class PairOfSAEs:
+    """How two SAEs agree. Each measure is computed when it is first used. What is known of the features of both is a pair of
+    arrays, (F,) and (G,)."""
+
+    saes: tuple[ComparedSAE, ComparedSAE]
+    matched: tuple[np.ndarray, np.ndarray]
+    """The number in the other SAE of each feature's match by direction; -1 without one."""
+    cosines: tuple[np.ndarray, np.ndarray]
+    """The absolute cosine of each feature with that match; 0 without one."""
+    seed: int = 0
+    """Seeds the random directions."""
+
+    @classmethod
+    def of(cls, a: ComparedSAE, b: ComparedSAE, seed: int) -> "PairOfSAEs":
+        """Match the directions of two SAEs."""
+        matched_F, cosine_F = matching(a.unit_FD, b.unit_FD, signed=False)
+        turned = from_the_other(matched_F, cosine_F.astype(np.float64), len(b.unit_FD))
+        return cls((a, b), (matched_F, turned[0]), (cosine_F, turned[1]), seed)
+
+    @cached_property
+    def correlations(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """The result of `same_in_another`; None without codes."""
+        a, b = (sae.codes for sae in self.saes)
+        return None if a is None or b is None else same_in_another(a, b)
 
     @property
-    def tokens(self) -> int:
-        """The number of tokens, N."""
-        return next(iter(self.codes.values())).tokens
+    def pw_mcc(self) -> float:
+        """Mean absolute cosine of matched features, under the one-to-one assignment that maximises it (Song et al.
+        2025). It is over as many pairs as the smaller has features."""
+        return _mean_of_pairs(self.matched[0], self.cosines[0])
 
     @cached_property
-    def correlations(self) -> dict[tuple[str, str], tuple[np.ndarray, np.ndarray]]:
-        """The result of `same_in_another` for every pair, by the two names."""
-        return {
-            (a, b): same_in_another(self.codes[a], self.codes[b]) for a, b in self.measured.pairs
-        }
+    def _null(self) -> tuple[float, float, int]:
+        a, b = self.saes
+        return null_of(a.random, b.random, self.seed)
 
     @property
-    def in_function(self) -> dict[tuple[str, str], float]:
-        """The share of features that come back in what they do, for every pair: the number of features that match, over their
-        mean number of features."""
-        return {
-            names: float(np.mean(np.concatenate(both) >= RETURNING[0]))
-            for names, both in self.correlations.items()
-        }
+    def null(self) -> float:
+        """The PW-MCC of random directions with the sizes and covariances of these SAEs, the mean over some draws, see
+        `null_of`."""
+        return self._null[0]
 
     @cached_property
-    def fve(self) -> dict[tuple[str, str], tuple[float | None, ...]]:
-        """The FVE of what comes back of each SAE of every pair, by the two names; None where the activations have no variance."""
-        return {
-            names: tuple(
-                fve_of(self.codes[name], correlation >= RETURNING[0])
-                for name, correlation in zip(names, both, strict=True)
-            )
-            for names, both in self.correlations.items()
-        }
-
-    def one_token(self, name: str) -> float:
-        """Of an SAE's features that come back in what they do, the share of one token's kind, the mean over its pairs."""
-        kind_F = of_one_token(self.codes[name])
-        returns_SF = self.correlation_SF(name) >= RETURNING[0]
-        return fmean(_weight_share(returns_F, kind_F) for returns_F in returns_SF)
-
-    def numbers(self, name: str | None = None) -> dict[str, float | None]:
-        """An SAE's numbers in tables, by the keys of SHOWN, and its L0: means over its pairs. Default: means over all SAEs and
-        pairs."""
-        names = [*self.codes] if name is None else [name]
-        codes = [self.codes[one] for one in names]
-        pairs = self.fve.items()
-        fve = [own for pair in pairs for of, own in zip(*pair, strict=True) if of in names]
-        shares = self.in_function.items()
-        return {
-            "in_function_fve": mean_or_none(fve),
-            "as_direction": self.measured.share_as_direction(names),
-            "in_function": fmean(share for pair, share in shares if {*pair} & {*names}),
-            NEAR_DEAD_KEY: fmean(1 - float(is_used(one).mean()) for one in codes),
-            "fve": mean_or_none([fve_of(one) for one in codes]),
-            "l0": mean_or_none([one.totals.mean("l0") for one in codes]),
-        }
+    def random_cosine_f(self) -> np.ndarray:
+        """(f,), the absolute cosine of each matched pair, in one draw of random directions with these covariances."""
+        a, b = self.saes
+        return random_match(a.random, b.random, t.Generator().manual_seed(self.seed))
 
     @cached_property
-    def pairs(self) -> dict[tuple[str, str], dict[str, float | None]]:
-        """The CODE_MEASURES of every pair, by the two names, by key."""
-        return {names: self._measures(*names) for names in self.measured.pairs}
+    def agreement(self) -> float:
+        """The mean signed cosine of features matched to maximise it."""
+        a, b = self.saes
+        return _mean_of_pairs(*matching(a.unit_FD, b.unit_FD, signed=True))
 
-    def _measures(self, a: str, b: str) -> dict[str, float | None]:
-        """Every measure of a pair. All are symmetric in the two.
+    @property
+    def in_function(self) -> float | None:
+        """The share of features that come back in what they do: the number of features that match, over their mean number of
+        features. None without codes."""
+        if self.correlations is None:
+            return None
+        return float(np.mean(np.concatenate(self.correlations) >= RETURNING[0]))
+
+    @cached_property
+    def fve(self) -> tuple[float | None, ...]:
+        """The FVE of what comes back of each of the two; None without codes, or where the activations have no variance."""
+        if self.correlations is None:
+            return None, None
+        return tuple(
+            None if sae.codes is None else fve_of(sae.codes, correlation >= RETURNING[0])
+            for sae, correlation in zip(self.saes, self.correlations, strict=True)
+        )
+
+    @cached_property
+    def measures(self) -> dict[str, float | None]:
+        """The DIRECTION_MEASURES and, with codes, the CODE_MEASURES by key, and the share of the smaller SAE's features that
+        come back as a direction."""
+        null, null_error, null_draws = self._null
+        return {
+            "pw_mcc": self.pw_mcc,
+            "null": null,
+            "null_error": null_error,
+            "null_draws": null_draws,
+            "pw_mcc_less_null": self.pw_mcc - null,
+            "agreement": self.agreement,
+            **{
+                f"direction_{least:g}": _mean_of_pairs(self.matched[0], self.cosines[0] >= least)
+                for least in RETURNING
+            },
+            **self._of_codes(),
+        }
+
+    def _of_codes(self) -> dict[str, float | None]:
+        """The CODE_MEASURES. All are symmetric in the two. Empty without codes.
 
         Correlations are Pearson's over all tokens, also those at which a feature is not selected, for all features of the
         smaller SAE. Shares that belong to features that come back are means over the two SAEs.
         """
-        both, pair = (self.codes[a], self.codes[b]), self.measured.pairs[a, b]
-        correlations = self.correlations[a, b]
+        both = [sae.codes for sae in self.saes if sae.codes is not None]
+        if (correlations := self.correlations) is None:
+            return {}
         in_function = [correlation >= RETURNING[0] for correlation in correlations]
-        as_direction = {
-            least: [match >= least for match in (pair.match_F, pair.match_G)] for least in RETURNING
-        }
+        as_direction = {least: [cosine >= least for cosine in self.cosines] for least in RETURNING}
         counts, energies = [one.count_F for one in both], [one.energy_F for one in both]
         used = [is_used(one) for one in both]
         first = as_direction[RETURNING[0]]
         return {
-            "in_function_fve": mean_or_none(self.fve[a, b]),
-            "in_function": self.in_function[a, b],
+            "in_function_fve": mean_or_none(self.fve),
+            "in_function": self.in_function,
             "in_function_selections": _mean_share(counts, in_function),
             "in_function_energy": _mean_share(energies, in_function),
             "in_function_one_token": _mean_share(in_function, map(of_one_token, both)),
             "near_dead": 1 - float(np.mean([used_F.mean() for used_F in used])),
             "correlation": float(correlations[0].sum() / min(map(len, correlations))),
-            "correlation_by_direction": _correlation_by_direction(*both, pair),
+            "correlation_by_direction": _correlation_by_direction(
+                both[0], both[1], self.matched[0]
+            ),
             **{
                 f"direction_{least:g}_not_near_dead": _mean_share(used, returns)
                 for least, returns in as_direction.items()
@@ -253,18 +341,13 @@ class AgreementOfCodes:
             "direction_selections": _mean_share(counts, first),
             "direction_energy": _mean_share(energies, first),
             "direction_fve": mean_or_none([fve_of(*one) for one in zip(both, first, strict=True)]),
-            "jaccard": _jaccard(both[0].code_NF, both[1].code_NF, pair.matched_F),
+            "jaccard": _jaccard(both[0].code_NF, both[1].code_NF, self.matched[0]),
         }
 
-    def means(self) -> dict[str, float | None]:
-        """The measures, averaged over the pairs."""
-        measures = list(self.pairs.values())
-        return {key: mean_or_none([of_pair[key] for of_pair in measures]) for key in measures[0]}
 
-    def correlation_SF(self, name: str) -> np.ndarray:
-        """(S, F), the correlation of the activations of each of an SAE's features with its match's, in each of S other SAEs."""
-        pairs = self.correlations.items()
-        return np.stack([both[names.index(name)] for names, both in pairs if name in names])
+def _mean_of_pairs(matched_F: np.ndarray, match_F: np.ndarray) -> float:
+    """The mean over the features that have a match."""
+    return float(match_F[matched_F >= 0].mean())
 
 
 def mean_or_none(values: Sequence[float | None]) -> float | None:
@@ -289,10 +372,10 @@ def same_in_another(a: Codes, b: Codes) -> tuple[np.ndarray, np.ndarray]:
     return correlation_F, correlation_G
 
 
-def _correlation_by_direction(a: Codes, b: Codes, pair: PairOfSAEs) -> float:
+def _correlation_by_direction(a: Codes, b: Codes, matched_F: np.ndarray) -> float:
     """The mean correlation of the activations of features matched by direction, with the sign reversed for opposite ones."""
-    ours_P = np.flatnonzero(pair.matched_F >= 0)
-    theirs_P = pair.matched_F[ours_P]
+    ours_P = np.flatnonzero(matched_F >= 0)
+    theirs_P = matched_F[ours_P]
     centred_F, others_G = _centred(a.code_NF), _centred(b.code_NF, sign=-1.0)
     correlation_P = products_of_each(centred_F[ours_P], others_G[theirs_P])
     units = normalize(a.directions_FD[ours_P]), normalize(b.directions_FD[theirs_P])
@@ -326,11 +409,11 @@ def _centred(code_NF: Any, sign: float = 1.0) -> Any:
 
 
 def _mean_share(weights: Iterable[np.ndarray], is_in: Iterable[np.ndarray]) -> float:
-    """`_weight_share`, the mean over the two SAEs of a pair."""
-    return float(np.mean([*map(_weight_share, weights, is_in)]))
+    """`weight_share`, the mean over the two SAEs of a pair."""
+    return float(np.mean([*map(weight_share, weights, is_in)]))
 
 
-def _weight_share(weights_F: np.ndarray, is_in_F: np.ndarray) -> float:
+def weight_share(weights_F: np.ndarray, is_in_F: np.ndarray) -> float:
     """The share of the weights that belongs to some features; 0 if there is no weight."""
     total = weights_F.sum()
     return weights_F[is_in_F].sum() / total if total else 0.0

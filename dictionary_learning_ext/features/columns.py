@@ -11,15 +11,17 @@ Shapes: F features.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 
 from ..codes.codes import KIND_OF, Codes
+from ..codes.table import FeatureTable
 from ..evaluation.metrics import Number
 from ..run_folder.files import replacing, write_rows
-from .directions import alignment
-from .reproducibility import RETURNING
+from .agreement import RETURNING
+from .directions import Ranked, alignment
+from .reproducibility import FeatureScores
 
 File = Literal["report", "one", "several"]
 """A file with a row for each feature: a report's, that of `vsae reproduce` with one SAE, and that with several."""
@@ -30,14 +32,22 @@ Show = Literal["number", "cosine", "percent", "share of seeds", "tokens"]
 
 @dataclass(frozen=True)
 class FeaturesOfSAE:
-    """What the numbers of an SAE's features are computed from. A report's `Analysis` has these attributes, too."""
+    """What the numbers of an SAE's features are computed from."""
 
     codes: Codes | None
     """None if only directions were compared."""
-    scores: Any = None
-    """`FeatureScores`: which features come back in other SAEs. None if there are no others."""
-    correlation_SF: np.ndarray | None = None
-    """The correlation of each feature with its match in what they do, in each of S other SAEs."""
+    scores: FeatureScores | None = None
+    """Which features come back in other SAEs. None if there are no others."""
+
+
+class FeaturesOfReport(Protocol):
+    """What the columns of a report alone are computed from."""
+
+    codes: Codes
+    dictionary: Any
+    features: FeatureTable
+    neighbours: Ranked
+    """The features with the nearest directions."""
 
 
 @dataclass(frozen=True)
@@ -46,11 +56,11 @@ class Column(Number):
     out."""
 
     values: Callable[[Any], Any]
-    """Gives the number of each feature, (F,), of a `FeaturesOfSAE` or an `Analysis`; None for an SAE that has none. Several
-    columns are a dict, by the endings of their heads."""
+    """Gives the number of each feature, (F,), of a `FeaturesOfSAE`, or of `FeaturesOfReport`; None for an SAE that has none.
+    Several columns are a dict, by the endings of their heads."""
     _: KW_ONLY
     files: tuple[File, ...] = FILES
-    """Which files have it. A column of the report alone may use all of `Analysis`."""
+    """Which files have it. A column of the report alone may use all of `FeaturesOfReport`."""
     needs_codes: bool = True
     digits: int | None = 4
     """The significant digits in a report. None: all."""
@@ -61,26 +71,18 @@ class Column(Number):
     """Whether narrow screens leave it out of the table."""
 
 
-def _rank(sae: Any) -> list[int | None]:
+def _rank(sae: FeaturesOfReport) -> list[int | None]:
     place = {feature: n for n, feature in enumerate(sae.features.ranking)}
     return [place.get(feature) for feature in range(sae.codes.n_features)]
 
 
-def _repeated(sae: Any, what: str) -> np.ndarray | None:
+def _repeated(sae: FeaturesOfSAE, what: str) -> np.ndarray | None:
     """An attribute of `FeatureScores`, the same for each feature."""
     scores = sae.scores
     return None if scores is None else np.full(len(scores.match_F), getattr(scores, what))
 
 
-def _function_in(sae: Any) -> np.ndarray | None:
-    return None if sae.correlation_SF is None else (sae.correlation_SF >= RETURNING[0]).sum(axis=0)
-
-
-def _correlation(sae: Any) -> np.ndarray | None:
-    return None if sae.correlation_SF is None else sae.correlation_SF.mean(axis=0)
-
-
-def _match_in(sae: Any) -> dict[str, list[int | None]] | None:
+def _match_in(sae: FeaturesOfSAE) -> dict[str, list[int | None]] | None:
     return sae.scores and {
         f"_{name}": [None if number < 0 else number for number in matched_F.tolist()]
         for name, matched_F in sae.scores.matched.items()
@@ -179,7 +181,7 @@ NUMBERS = (
         "function_in",
         "in what it does",
         "in how many other SAEs it comes back in what it does",
-        _function_in,
+        lambda sae: sae.scores and sae.scores.function_in_F,
         files=_REPORT + _SEVERAL,
         form="",
         digits=None,
@@ -230,7 +232,7 @@ NUMBERS = (
         "correlation",
         "correlation",
         "correlation of its activations with those of its match in what they do, the mean over the other SAEs",
-        _correlation,
+        lambda sae: sae.scores and sae.scores.correlation_F,
         files=_REPORT + _SEVERAL,
         show="cosine",
         fact="correlation with its match in what they do",

@@ -35,12 +35,11 @@ from ..run_folder.sae_folder import SAEFolder
 from ..run_folder.schema import RANDOM_TOKENS_JSON
 from ..trainers.data_start import token_directions
 from ..trainers.variational_top_k import VariationalTopKTranscoder
-from .agreement import AgreementOfCodes
-from .reproducibility import reproducibility
+from .agreement import PairOfSAEs
+from .reproducibility import Numbers, reproducibility
 
 logger = logging.getLogger(__name__)
 
-Numbers = dict[str, float | None]
 TOKENS = 40_000
 """The training tokens from which they are drawn and fitted, at least."""
 _TOKENS_PER_FEATURE = 8
@@ -117,35 +116,47 @@ def _fitted(
 
 
 def random_tokens(
-    opened: OpenedFolders,
+    opened: OpenedFolders | None,
     codes: Sequence[Codes],
     sae: SAEFolder,
     *,
     split: Split = "heldout",
     keep: bool = True,
+    known: dict[str, Numbers | None] | None = None,
 ) -> Numbers | None:
-    """How much of two dictionaries of random tokens comes back in the other, by the keys of `agreement.SHOWN`, and their L0.
+    """How much of two dictionaries of random tokens comes back in the other.
 
     As a direction, the encoder's directions are compared: those of the tokens. The activations are read, unless the numbers
     are kept. Logs the seconds that it took.
 
     Arguments:
-        opened: the SAEs' activations.
+        opened: the SAEs' activations. None: only kept numbers are read.
         codes: of two SAEs or more on the text on which the dictionaries are compared. These have the sizes of the first two.
         sae: the numbers are kept beside it.
         split: that of the codes.
+        known: those that were measured for other SAEs, by `key_of`. These are added.
 
     Returns: None, with a warning, if the activations can't be read, or the text is too short.
     """
-    keep = keep and split == "heldout"
-    if keep and (known := kept_random_tokens(codes, sae)) is not None:
-        return known
+    if opened is None:
+        return kept_random_tokens(codes, sae)
+    known, key = {} if known is None else known, key_of(codes)
+    if key not in known:
+        known[key] = _random_tokens(opened, codes, sae, split, keep and split == "heldout")
+    return known[key]
+
+
+def _random_tokens(
+    opened: OpenedFolders, codes: Sequence[Codes], sae: SAEFolder, split: Split, keep: bool
+) -> Numbers | None:
+    if keep and (kept := kept_random_tokens(codes, sae)) is not None:
+        return kept
     start = time.perf_counter()
     try:
         sizes = _sizes_of(codes)
         needed = max(TOKENS, _TOKENS_PER_FEATURE * sum(n_features for n_features, _ in sizes))
         rows = t.cat([*in_batches(opened.contexts("train", needed))])
-        saes = random_token_saes(rows, sizes, transcode=opened.run.target is not None)
+        saes = random_token_saes(rows, sizes, transcode="target" in codes[0].text)
         numbers = come_back_of(saes, opened.contexts(split, codes[0].tokens))
     except UserError as error:
         logger.warning("what comes back of random tokens was not measured: %s", error)
@@ -183,16 +194,14 @@ def _sizes_of(codes: Sequence[Codes]) -> list[tuple[int, int]]:
 def key_of(codes: Sequence[Codes]) -> str:
     """The hash of what the numbers depend on."""
     definitions = hash_of_definitions(
-        getfile(Codes), getfile(Totals), getfile(AgreementOfCodes), __file__
+        getfile(Codes), getfile(Totals), getfile(PairOfSAEs), __file__
     )
     content = json.dumps([definitions, content_of(codes[0].text), _sizes_of(codes)], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()
 
 
 def come_back_of(saes: Sequence[Any], contexts: Iterable[ContextBatch]) -> Numbers:
-    """How much of two dictionaries of random tokens comes back in the other on some contexts, by the keys of
-    `agreement.SHOWN`, and their L0."""
+    """How much of two dictionaries of random tokens comes back in the other on some contexts."""
     codes = encode(saes, contexts)
     directions = {name: sae.encoder.weight for name, sae in zip("ab", saes, strict=True)}
-    codes_of = dict(zip("ab", codes, strict=True))
-    return AgreementOfCodes(codes_of, reproducibility(directions)).numbers()
+    return reproducibility(directions, dict(zip("ab", codes, strict=True))).numbers()

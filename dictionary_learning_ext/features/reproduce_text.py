@@ -9,11 +9,17 @@ from typing import Any
 
 from ..evaluation.metrics import Number
 from ..evaluation.tables import text_table
-from .agreement import CODE_MEASURES, NEAR_DEAD_KEY, SHOWN
+from .agreement import (
+    AS_DIRECTION,
+    CODE_MEASURES,
+    DIRECTION_MEASURES,
+    IN_FUNCTION,
+    NEAR_DEAD_KEY,
+    RETURNING,
+    SHOWN,
+)
 from .columns import FeaturesOfSAE, write_numbers
-from .random_tokens import Numbers
-from .reproduce import ReturningFeatures, SettingsCompared
-from .reproducibility import AS_DIRECTION, DIRECTION_MEASURES, IN_FUNCTION
+from .reproducibility import Numbers, Reproducibility
 
 HEADER = tuple(measure.label for measure in SHOWN)
 """The columns of `cells`."""
@@ -29,7 +35,7 @@ def cells(numbers: Mapping[str, float | None], missing: str = "-") -> list[str]:
 
 
 def with_random_tokens(
-    rows: Iterable[tuple[ReturningFeatures, Sequence[Sequence[str]]]], missing: str = "-"
+    rows: Iterable[tuple[Reproducibility, Sequence[Sequence[str]]]], missing: str = "-"
 ) -> list[list[str]]:
     """The rows of each setting, and below them one of its random tokens. Settings that have the same share it."""
     groups, lines = [*rows], list[list[str]]()
@@ -42,35 +48,33 @@ def with_random_tokens(
     return lines
 
 
-def _different(results: Iterable[ReturningFeatures]) -> list[Numbers]:
+def _different(results: Iterable[Reproducibility]) -> list[Numbers]:
     """What comes back of random tokens, each once."""
     known = [one for result in results if (one := result.random_tokens) is not None]
     return [one for place, one in enumerate(known) if one not in known[:place]]
 
 
-def short_table(results: Mapping[str, ReturningFeatures]) -> str:
+def short_table(results: Mapping[str, Reproducibility]) -> str:
     """A table with a row for each setting, by its name, and a sentence about it."""
     rows = with_random_tokens(
         (result, [[name, *cells(result.numbers())]]) for name, result in results.items()
     )
     table = text_table(["", *HEADER], rows, shutil.get_terminal_size().columns)
     parts = [table, *_tokens_of(results), sentence_of(results)]
-    if all(result.codes is None for result in results.values()):
+    if not any(result.tokens for result in results.values()):
         parts.append(
             "What comes back of random tokens isn't known, nor what features do: no tokens were read."
         )
     return "\n\n".join(parts)
 
 
-def _tokens_of(results: Mapping[str, ReturningFeatures]) -> list[str]:
+def _tokens_of(results: Mapping[str, Reproducibility]) -> list[str]:
     """A line about the tokens on which these were measured, if there are any."""
-    tokens = dict.fromkeys(f"{one.codes.tokens:,}" for one in results.values() if one.codes)
+    tokens = dict.fromkeys(f"{one.tokens:,}" for one in results.values() if one.tokens)
     return [f"On {_listed([*tokens])} held-out tokens."] if tokens else []
 
 
-def reproducibility_table(
-    results: Mapping[str, ReturningFeatures], everything: bool = False
-) -> str:
+def reproducibility_table(results: Mapping[str, Reproducibility], everything: bool = False) -> str:
     """Which features come back in each setting: tables that fit the terminal, and a sentence.
 
     Arguments:
@@ -78,8 +82,7 @@ def reproducibility_table(
         everything: show every measure, and each SAE.
     """
     parts = []
-    pairs = [pair for result in results.values() for pair in result.measured.pairs.values()]
-    if any(len(pair.match_F) != pair.n_others for pair in pairs):
+    if any(len({len(sae.unit_FD) for sae in one.saes.values()}) > 1 for one in results.values()):
         parts.append(
             "These SAEs differ in size. Features of the larger one without a match in the\n"
             "smaller one don't come back; PW-MCC and its null leave them out."
@@ -95,21 +98,21 @@ def reproducibility_table(
     return "\n\n".join([*parts, sentence_of(results)])
 
 
-def _every_measure(result: ReturningFeatures) -> list[str]:
+def _every_measure(result: Reproducibility) -> list[str]:
     """The tables of a setting."""
-    width, names = shutil.get_terminal_size().columns, result.measured.names
-    n_pairs = len(result.measured.pairs)
+    width, names = shutil.get_terminal_size().columns, result.names
+    n_pairs, means = len(result.pairs), result.means()
     mean = f"mean of {n_pairs} pairs" if n_pairs > 1 else "one pair"
-    within = [[name, f"{value:.4f}"] for name, value in result.measured.within.items()]
+    within = [[name, f"{sae.within:.4f}"] for name, sae in result.saes.items()]
     rows = with_random_tokens([(result, [[name, *cells(result.numbers(name))] for name in names])])
     tables = [
         text_table(["", *HEADER], rows, width),
-        text_table(["directions", mean], _cells(DIRECTION_MEASURES, result.measured.means())),
+        text_table(["directions", mean], _cells(DIRECTION_MEASURES, means)),
         text_table(["", "within"], within),
     ]
-    if result.codes is not None:
-        head = [f"on {result.codes.tokens:,} held-out tokens", mean]
-        tables.append(text_table(head, _cells(CODE_MEASURES, result.codes.means())))
+    if result.tokens:
+        head = [f"on {result.tokens:,} held-out tokens", mean]
+        tables.append(text_table(head, _cells(CODE_MEASURES, means)))
     return tables
 
 
@@ -117,11 +120,11 @@ def _cells(measures: Sequence[Number], values: Mapping[str, float | None]) -> li
     return [[measure.label, measure.text(values[measure.key])] for measure in measures]
 
 
-def sentence_of(results: Mapping[str, ReturningFeatures]) -> str:
+def sentence_of(results: Mapping[str, Reproducibility]) -> str:
     """A sentence about what comes back between the seeds of each setting, by its title, in lines of 80 characters."""
     saes = {title: result.numbers() for title, result in results.items()}
     chance = [one for one in _different(results.values()) if one["fve"] is not None]
-    random = max(result.measured.random_share for result in results.values())
+    random = max(result.random_share for result in results.values())
     sentence = answer(saes, chance, random)
     return textwrap.fill(sentence, 80, break_long_words=False, break_on_hyphens=False)
 
@@ -188,46 +191,44 @@ def _shares(numbers: Numbers) -> list[str]:
     return [f"{share:.0%}" for share in shares if share is not None]
 
 
-def json_content(results: SettingsCompared) -> dict[str, Any]:
-    """The content of `vsae reproduce --json`: warnings and every measure, without those of single features."""
-    settings = {title: _content_of(result) for title, result in results.found.items()}
-    return {"warnings": results.notes, "settings": settings}
+def json_content(results: Mapping[str, Reproducibility], notes: Sequence[str]) -> dict[str, Any]:
+    """The content of `vsae reproduce --json`: warnings and every measure, without those of single features.
+
+    Arguments: what `reproduce_settings` returns.
+    """
+    settings = {title: _content_of(result) for title, result in results.items()}
+    return {"warnings": notes, "settings": settings}
 
 
-def _content_of(result: ReturningFeatures) -> dict[str, Any]:
+def _content_of(result: Reproducibility) -> dict[str, Any]:
     """The part of a setting."""
-    measured = result.measured
     return {
         "warnings": result.notes,
         "saes": {
             name: {
                 "fve": numbers["fve"],
-                "within": measured.within[name],
-                "as_direction": measured.as_direction(name),
+                "within": result.saes[name].within,
+                "as_direction": {least: result.as_direction(name, least) for least in RETURNING},
                 "in_function_fve": numbers["in_function_fve"],
                 "in_function": numbers["in_function"],
                 "near_dead": numbers[NEAR_DEAD_KEY],
             }
-            for name, numbers in ((name, result.numbers(name)) for name in measured.names)
+            for name, numbers in ((name, result.numbers(name)) for name in result.names)
         },
-        "pairs": [{"saes": list(names), **pair} for names, pair in result.pairs.items()],
+        "pairs": [{"saes": list(names), **pair.measures} for names, pair in result.pairs.items()],
         "mean": result.means(),
-        "tokens": 0 if result.codes is None else result.codes.tokens,
-        "random": measured.random_share,
+        "tokens": result.tokens,
+        "random": result.random_share,
         "random_tokens": result.random_tokens,
     }
 
 
-def write_features(results: Iterable[ReturningFeatures], path: str | Path) -> None:
+def write_features(results: Iterable[Reproducibility], path: str | Path) -> None:
     """Write a CSV file with a row for each feature of each SAE, see columns.py. Raises CheckpointError if it can't be
     written."""
-    saes = []
-    for result in results:
-        codes = result.codes
-        for name in result.measured.names:
-            scores = result.measured.scores(name)
-            numbers = FeaturesOfSAE(
-                codes and codes.codes[name], scores, codes and codes.correlation_SF(name)
-            )
-            saes.append((name, numbers))
+    saes = [
+        (name, FeaturesOfSAE(sae.codes, result.scores(name)))
+        for result in results
+        for name, sae in result.saes.items()
+    ]
     write_numbers(Path(path), saes, "several")

@@ -10,19 +10,19 @@ from ..codes.codes import Codes, kept_codes
 from ..config.run import RunConfig
 from ..errors import LanguageModelError, UserError
 from ..evaluation.folders import open_folders
-from ..run_folder.comparing import grouped_by_setting
+from ..run_folder.comparing import grouped_by_setting, trained_as
 from ..run_folder.sae_folder import SAEFolder
 from ..run_folder.weights import load_sae
 from .directions import decoder_directions
-from .random_tokens import Numbers
-from .reproduce import ReturningFeatures, compare_saes
+from .reproduce import compare_saes
+from .reproducibility import Numbers, Reproducibility
 
 logger = logging.getLogger(__name__)
 
 
 def compare_seeds(
     folders: Mapping[str, SAEFolder], *, encode: bool = False
-) -> Iterator[tuple[list[str], ReturningFeatures]]:
+) -> Iterator[tuple[list[str], Reproducibility]]:
     """Compare the seeds of each setting that has several: yields the names of a setting's SAEs, and which features come back.
 
     Of folders with the same seeds the first counts, as a copy of a run is not another seed. What SAEs do is compared where
@@ -35,8 +35,9 @@ def compare_seeds(
             text is read.
     """
     failed: set[Any] = set()  # language models: one attempt and one warning for each
-    random_tokens: dict[str, Numbers | None] = {}
-    for names in grouped_by_setting(folders):
+    known: dict[str, Numbers | None] = {}
+    trained = trained_as(folders)
+    for names in grouped_by_setting(folders, trained):
         by_seeds: dict[tuple[Any, ...], str] = {}
         for name in names:
             by_seeds.setdefault(folders[name].seeds, name)
@@ -57,10 +58,8 @@ def compare_seeds(
                         failed.add(model)
                     logger.warning("what the features do was not compared: %s", error)
             directions = {name: decoder_directions(sae) for name, sae in saes.items()}
-            found = compare_saes(seeds, directions, codes=_kept_codes(seeds, saes))
-            if opened is not None and found.codes is not None:
-                found = found.against_random_tokens(opened, known=random_tokens)
-            yield names, found
+            codes = _kept_codes(seeds, saes)
+            yield names, compare_saes(seeds, trained, directions, codes, opened, known=known)
         except UserError as error:
             logger.warning("which features come back was not measured: %s", error)
 

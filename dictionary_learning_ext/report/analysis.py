@@ -12,8 +12,6 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-import numpy as np
-
 from ..codes.codes import Codes
 from ..codes.contexts import token_text, visible
 from ..codes.sinks import Sinks, sinks_of
@@ -22,13 +20,12 @@ from ..config.run import ReportOptions
 from ..errors import UserError
 from ..evaluation.folders import OpenedFolders, evaluate_folders, open_folders
 from ..evaluation.metrics import Number, changes_since, shown_in
-from ..evaluation.tables import labels, stale_lines, stale_metrics
+from ..evaluation.tables import labels_of, stale_lines, stale_metrics
 from ..features.agreement import COME_BACK
 from ..features.directions import LogitLens, Ranked, nearest_features
-from ..features.random_tokens import Numbers
-from ..features.reproduce import ReturningFeatures, comparable, compare_saes
-from ..features.reproducibility import FeatureScores
-from ..run_folder.comparing import grouped_by_setting
+from ..features.reproduce import compare_saes, require_comparable
+from ..features.reproducibility import FeatureScores, Numbers, Reproducibility
+from ..run_folder.comparing import grouped_by_setting, trained_as
 from ..run_folder.reading import read_history
 from ..run_folder.sae_folder import SAEFolder, find_saes
 
@@ -83,7 +80,7 @@ class Analysis:
     """The tokens of the whole report."""
     lens: LogitLens | None = None
     """None if effects on logits aren't shown."""
-    come_back: ReturningFeatures | None = None
+    come_back: Reproducibility | None = None
     """How this SAE agrees with its other seeds; None if none were given."""
     metrics_of_seeds: Sequence[dict[str, Any]] = ()
     """The content of metrics.json of this SAE and of its other seeds; empty for one that was not evaluated."""
@@ -116,20 +113,7 @@ class Analysis:
     def scores(self) -> FeatureScores | None:
         """How each feature is matched in the other seeds."""
         returning = self.come_back
-        return None if returning is None else returning.measured.scores(returning.measured.names[0])
-
-    @cached_property
-    def correlation_SF(self) -> np.ndarray | None:
-        """How each feature's activations correlate with those of its match in each of the S other seeds."""
-        returning = self.come_back
-        if returning is None or returning.codes is None:
-            return None
-        return returning.codes.correlation_SF(returning.measured.names[0])
-
-    @property
-    def correlation_F(self) -> np.ndarray | None:
-        """Their mean over the other seeds."""
-        return None if self.correlation_SF is None else self.correlation_SF.mean(axis=0)
+        return None if returning is None else returning.scores(returning.names[0])
 
     def known(self, metric: str) -> list[float]:
         """A metric's values for this SAE and its other seeds, of those that have it."""
@@ -181,9 +165,12 @@ def analyse(
     """
     shown = find_saes(folders, different=True)
     others = find_saes(seeds, different=True) if seeds else {}
-    saes, seeds_of = shown | others, _seeds_of(shown, others)
+    saes = shown | others
+    trained = trained_as(saes)
+    seeds_of = _seeds_of(shown, others, trained)
     for name, own in seeds_of.items():
-        comparable([saes[name], *(others[seed] for seed in own)])
+        group = [saes[name], *(others[seed] for seed in own)]
+        require_comparable(find_saes(group, different=True))
     opened = open_folders([*saes.values()], **where)
     language_model = opened.inputs.require_language_model(
         "a report shows tokens", "use `vsae eval` and `vsae compare`"
@@ -194,14 +181,13 @@ def analyse(
     tokens = opened.own_tokens if options.tokens is None else options.tokens
     on_step(f"reading {tokens:,} tokens of {text} text, or what is kept of it")
     codes = opened.codes(tokens, split=options.split, keep=keep)
-    come_back, random_tokens = {}, dict[str, Numbers | None]()
+    come_back, known = {}, dict[str, Numbers | None]()
+    directions = {name: own.directions_FD for name, own in codes.items()}
     for folder, own in seeds_of.items():
         on_step(f"matching the features of {folder} with those of {' and '.join(own)}")
         of_setting = {name: saes[name] for name in (folder, *own)}
-        found = compare_saes(of_setting, codes={name: codes[name] for name in of_setting})
-        come_back[folder] = found.against_random_tokens(
-            opened, known=random_tokens, split=options.split, keep=keep
-        )
+        how = {"known": known, "split": options.split, "keep": keep}
+        come_back[folder] = compare_saes(of_setting, trained, directions, codes, opened, **how)
     for name, sae in saes.items():
         if sae.metrics and changes_since(sae, sae.metrics):
             on_step(f"evaluating {name} again, as it has changed since")
@@ -209,7 +195,7 @@ def analyse(
     metrics = {name: sae.metrics or {} for name, sae in saes.items()}
     reasons = stale_metrics({name: known for name, known in metrics.items() if known}, saes)
     vocabulary = Vocabulary(language_model.tokenizer)
-    called = labels(shown)
+    called = labels_of({name: trained[name] for name in shown})
     analyses = [
         Analysis(
             called[name],
@@ -239,11 +225,13 @@ def _evaluated_again(sae: SAEFolder, where: dict[str, Any]) -> SAEFolder:
 
 
 def _seeds_of(
-    folders: Mapping[str, SAEFolder], seeds: Mapping[str, SAEFolder]
+    folders: Mapping[str, SAEFolder],
+    seeds: Mapping[str, SAEFolder],
+    trained: Mapping[str, dict[str, Any]],
 ) -> dict[str, list[str]]:
-    """The names of the other seeds of each folder that has some."""
+    """The names of the other seeds of each folder that has some. `trained`: what `trained_as` gives of all."""
     seeds_of: dict[str, list[str]] = {}
-    groups = grouped_by_setting({**folders, **seeds})
+    groups = grouped_by_setting({**folders, **seeds}, trained)
     for seed in seeds:
         (group,) = (group for group in groups if seed in group)
         owner = next((folder for folder in folders if folder in group), next(iter(folders)))

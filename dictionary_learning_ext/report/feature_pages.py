@@ -10,9 +10,9 @@ from typing import Any
 
 from ..codes.contexts import FeatureContexts, plain
 from ..codes.table import LEAST_SELECTIONS
+from ..features.agreement import RETURNING
 from ..features.columns import NUMBERS, Column, as_list
 from ..features.directions import Ranked
-from ..features.reproducibility import RETURNING
 from .analysis import Analysis, Comparison, Vocabulary
 
 _CARDS = 9
@@ -135,7 +135,7 @@ def cards(comparison: Comparison) -> list[tuple[str, list[dict[str, Any]]]]:
     as often and don't. Both are of the first SAE that has other seeds. If none has, there is one group, of the SAE with the
     highest FVE.
     """
-    known = [sae for sae in comparison.analyses if sae.come_back is not None]
+    known = [sae for sae in comparison.analyses if sae.scores is not None]
     analysis = known[0] if known else max(comparison.analyses, key=_fve)
     features, vocabulary = analysis.features, analysis.vocabulary
     fires_on: dict[int, list[str]] = {}
@@ -148,8 +148,9 @@ def cards(comparison: Comparison) -> list[tuple[str, list[dict[str, Any]]]]:
     if not known:
         groups = [("", _varied({feature: fires_on[feature] for feature in ordered}, _CARDS))]
     else:
-        correlation_F = analysis.correlation_F
-        assert correlation_F is not None
+        assert analysis.scores is not None
+        correlation_F = analysis.scores.correlation_F
+        assert correlation_F is not None, "a report knows the codes"
         lost = [feature for feature in ordered if correlation_F[feature] < _NOT_BACK]
         back = [feature for feature in ordered if correlation_F[feature] >= RETURNING[0]]
         pairs = _pairs_of_like_rate(lost, back, analysis.codes.count_F.tolist(), fires_on)
@@ -214,7 +215,8 @@ def _card(analysis: Analysis, feature: int, texts: list[str]) -> dict[str, Any]:
         texts: of the tokens that it fires on.
     """
     different, vocabulary = _without_variants(texts), analysis.vocabulary
-    promotes, correlation_F = _promotes(analysis, feature), analysis.correlation_F
+    promotes, scores = _promotes(analysis, feature), analysis.scores
+    correlation_F = scores and scores.correlation_F
     return {
         "sae": analysis.label,
         "feature": feature,

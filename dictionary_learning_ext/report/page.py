@@ -18,8 +18,8 @@ from ..config.run import ReportOptions, RunConfig
 from ..evaluation.metrics import shown_in
 from ..evaluation.tables import differing_settings, file_names, setting_text, titles
 from ..features.columns import write_columns
-from ..features.reproduce import ReturningFeatures
 from ..features.reproduce_text import HEADER, cells, sentence_of, with_random_tokens
+from ..features.reproducibility import Reproducibility
 from ..run_folder.comparing import measurements, trained_as, unequal
 from ..run_folder.files import (
     HELD_OUT_PREFIX,
@@ -159,16 +159,15 @@ def _render(
     )
 
 
-def _answer(known: Mapping[str, ReturningFeatures]) -> tuple[str, str]:
+def _answer(known: Mapping[str, Reproducibility]) -> tuple[str, str]:
     """The page's headline, on what comes back, and the rest of what `sentence_of` says of it.
 
     Features of one token's kind come back without much training, so the headline says where they are most of it.
     """
     first, _, rest = " ".join(sentence_of(known).split()).partition(". ")
     shares = {
-        title: fmean(found.codes.one_token(name) for name in found.measured.names)
+        title: fmean(found.one_token(name) or 0.0 for name in found.names)
         for title, found in known.items()
-        if found.codes
     }
     most = [f"{share:.0%} of {title}'s" for title, share in shares.items() if share > 1 / 2]
     headline = f"{first.rstrip('.')}."
@@ -190,22 +189,22 @@ def _come_back(analyses: Sequence[Analysis]) -> dict[str, Any]:
     """The section about SAEs and their other seeds: warnings, a table's label, head and rows, and of each SAE
     the share of one token's kind."""
     known = _by_title(analyses)
-    times = Counter(name for found in known.values() for name in found.measured.names)
+    times = Counter(name for found in known.values() for name in found.names)
     rows, one_token, notes = [], [], []
     for title, found in known.items():
-        called = {n: n if times[n] == 1 else f"{title}: {n}" for n in found.measured.names}
+        called = {n: n if times[n] == 1 else f"{title}: {n}" for n in found.names}
         rows.append((found, [[called[name], *cells(found.numbers(name), "–")] for name in called]))
-        if found.codes:
-            one_token += [(called[name], found.codes.one_token(name)) for name in called]
+        one_token += [(called[name], found.one_token(name)) for name in called]
         notes += found.notes
     shown = [(name, own) for name, *own in with_random_tokens(rows, "–")]
     table = ("What comes back of each SAE", ["SAE", *HEADER], shown)
     return {"notes": notes, "table": table, "one_token": one_token}
 
 
-def _by_title(analyses: Sequence[Analysis]) -> dict[str, ReturningFeatures]:
+def _by_title(analyses: Sequence[Analysis]) -> dict[str, Reproducibility]:
     """What comes back of each SAE that has other seeds, by the title of its setting."""
-    called = titles({sae.label: sae.folder for sae in analyses})
+    folders = {sae.label: sae.folder for sae in analyses}
+    called = titles(folders, trained_as(folders))
     return {called[sae.label]: sae.come_back for sae in analyses if sae.come_back}
 
 

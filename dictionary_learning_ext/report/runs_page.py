@@ -392,7 +392,7 @@ def _link(page: Path, out: Path) -> str:
 
 
 def _figures(results: list[RunResult], names: list[str], metrics: list[Metric]) -> list[Any]:
-    """Plotly's figures: FVE and the loss added against k, and each run as a line through its settings and metrics."""
+    """Plotly's figures: FVE and the loss added against k."""
     labels = {metric.key: metric.label for metric in metrics}
     figures: list[go.Figure] = []
     for key in ("fve", "loss_added") if "k" in names else ():
@@ -408,20 +408,6 @@ def _figures(results: list[RunResult], names: list[str], metrics: list[Metric]) 
         figure.update_layout(title=f"{labels[key]} against k", yaxis_title=labels[key])
         ticks = sorted({k for k in ks if isinstance(k, int)})
         figure.update_xaxes(title="k", type="log", tickvals=ticks, ticktext=list(map(str, ticks)))
-        figures.append(figure)
-    columns = {name: [run.settings.get(name) for run in results] for name in names}
-    columns |= {labels[key]: [run.metrics.get(key) for run in results] for key in labels}
-    axes = [
-        {"label": label, "values": values}
-        for label, values in columns.items()
-        if all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
-    ]
-    if len(axes) > 1:
-        line = {"color": axes[0]["values"], "colorscale": "Cividis"}
-        figure = go.Figure(go.Parcoords(dimensions=axes, line=line))
-        figure.update_layout(title="All runs (drag along an axis to select a range)")
-        figure.update_layout(margin={"t": 110, "r": 80})
-        figures.append(figure)
-    for figure in figures:
         figure.update_layout(template="plotly_white")
+        figures.append(figure)
     return [json.loads(str(figure.to_json())) for figure in figures]

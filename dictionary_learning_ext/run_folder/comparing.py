@@ -198,17 +198,23 @@ def trained_as(saes: Mapping[str, SAEFolder]) -> dict[str, dict[str, Any]]:
     return trained
 
 
-def grouped_by_setting(saes: Mapping[str, SAEFolder]) -> list[list[str]]:
+def grouped_by_setting(
+    saes: Mapping[str, SAEFolder], trained: Mapping[str, dict[str, Any]]
+) -> list[list[str]]:
     """Group SAEs by all settings that decide what was trained, except for the seeds: their names. Of other libraries' SAEs, the
-    language model and the hook point count where their files name them."""
+    language model and the hook point count where their files name them.
+
+    Arguments:
+        trained: what `trained_as` gives of them.
+    """
     groups: dict[str, list[str]] = {}
-    for name, trained in trained_as(saes).items():
-        named = saes[name].source
+    for name, sae in saes.items():
+        own, named = trained[name], sae.source
         place = {
             "model": Path(str(named.get("model"))).name,
             "hook": _as_input(str(named.get("hook"))),
         }
-        groups.setdefault(but_for_seeds(trained | place), []).append(name)
+        groups.setdefault(but_for_seeds(own | place), []).append(name)
     return list(groups.values())
 
 

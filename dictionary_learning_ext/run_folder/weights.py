@@ -34,7 +34,7 @@ def for_raw_activations(
         dictionary.float()
     dictionary.scale_biases(norm_factor)  # pyright: ignore[reportCallIssue]
     if input_factor is not None:
-        dictionary.scale_input(norm_factor / input_factor)
+        dictionary.scale_input(norm_factor / input_factor)  # pyright: ignore[reportCallIssue]
     return dictionary
 
 

@@ -62,8 +62,9 @@ class BenchData:
     @property
     def identity(self) -> list[str]:
         """What results depend on."""
-        own = self.text is not None and self.text.name != EMBEDDED
-        return [self.name, str(self.text.state_dict()["fingerprint"])] if own else [self.name]
+        if self.text is None or self.text.name == EMBEDDED:
+            return [self.name]
+        return [self.name, str(self.text.state_dict()["fingerprint"])]
 
 
 def find_bench_data(

@@ -8,7 +8,7 @@ same run alone. sweep.json says which sweep a folder holds. Rerunning an interru
 import contextlib
 import logging
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -85,42 +85,37 @@ def run_sweep(
         is_run = (save_dir / CONFIG).is_file()
     expected = "a folder for run folders, and this one holds a run"
     require(not is_run, "save_dir", str(save_dir), expected, instead="choose another")
+    first = next(iter(configs.values())).run
     own_devices = [chosen_device(device, "devices") for device in devices]
-    own_devices = own_devices or [chosen_device(one.run.device) for one in configs.values()][:1]
-    overwrite = any(config.run.overwrite for config in configs.values())
+    own_devices = own_devices or [chosen_device(first.device)]
+    overwrite = first.overwrite
     again, former = how_to_continue(overwrite, command), _read(save_dir)
     begun = {} if overwrite else _begun(configs, save_dir)
     if any(was["activations"] is None for was in begun.values()):
         cache = None  # the disk was too small when they began
-    given, configs = configs, configs if cache is None else cache.read_by(configs)
+    reading = configs if cache is None else cache.read_by(configs)
     for run, was in begun.items():
-        _require_same_run(save_dir / run, was, configs[run].to_dict(), cache is not None)
+        _require_same_run(save_dir / run, was, reading[run].to_dict(), cache is not None)
     done, failed = ([], []) if overwrite else _ended(configs, save_dir)
-    left = list(chunks_of(given, save_dir, name, len(given), done + failed))
+    left = list(chunks_of(configs, save_dir, name, len(configs), done + failed))
     for chunk in left:
         chunk.prepare()
     if at_once is None:
-        fitting = fitting_at_once(list(given.values()), own_devices)
+        fitting = fitting_at_once(list(configs.values()), own_devices)
         at_once = min(math.ceil(len(configs) / max(1, len(devices))), fitting)
-    failures = [
-        f"{run} failed earlier (see {save_dir / run / FAILED}; to train it again, delete its folder)"
-        for run in failed
-    ]
-
-    def so_far() -> str:
-        return f"{len(_ended(configs, save_dir)[0])} of {len(configs)} runs are finished; {again}"
-
-    with saying_how_to_continue(so_far):
+    with saying_how_to_continue(lambda: f"{_finished(configs, save_dir)}; {again}"):
         if overwrite:
             _clear(save_dir / run for run in configs)
         on_begin(min(at_once, max((len(chunk.configs) for chunk in left), default=0)))
         if cache is not None and left:
-            configs = cache.write(given, is_read=bool(begun))
-        settings = former.settings | {run: config.to_dict() for run, config in configs.items()}
+            reading = cache.write(configs, is_read=bool(begun))
+        settings = former.settings | {run: config.to_dict() for run, config in reading.items()}
         advice = former.advice | dict.fromkeys(configs, again)
         write_json(save_dir / SWEEP_MANIFEST, asdict(Manifest(settings, name, advice, metric)))
-        chunks = list(chunks_of(configs, save_dir, name, at_once, done + failed))
-        failures += train_on(devices, chunks) if devices else _train(chunks)
+        chunks = list(chunks_of(reading, save_dir, name, at_once, done + failed))
+        failures = train_on(devices, chunks) if devices else _train(chunks)
+    earlier = "failed earlier (see {}; to train it again, delete its folder)"
+    failures = [f"{run} {earlier.format(save_dir / run / FAILED)}" for run in failed] + failures
     if failures:
         raise TrainingError("; ".join(failures))
     return {run: save_dir / run for run in configs}
@@ -237,6 +232,10 @@ def metric_of(save_dir: Path) -> dict[str, Any] | None:
     return _read(save_dir).metric
 
 
+def _finished(names: Collection[str], save_dir: Path) -> str:
+    return f"{len(_ended(names, save_dir)[0])} of {len(names)} runs are finished"
+
+
 def progress(save_dir: Path) -> str | None:
     """How many runs of a folder's sweep are finished, and how to continue; None if all are finished."""
     manifest = _read(save_dir)
@@ -246,5 +245,4 @@ def progress(save_dir: Path) -> str | None:
         parts.append(f"{len(failed)} failed, see {FAILED} in {', '.join(failed)}")
     left = [run for run in manifest.settings if run not in {*done, *failed}]
     parts += dict.fromkeys(manifest.advice[run] for run in left)
-    finished = f"{len(done)} of {len(manifest.settings)} runs are finished"
-    return "; ".join([finished, *parts]) if parts else None
+    return "; ".join([_finished(manifest.settings, save_dir), *parts]) if parts else None

@@ -1,7 +1,6 @@
 """wandb's sweep files: the runs that a file describes, and the settings of each."""
 
 import logging
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice, product
@@ -21,17 +20,13 @@ logger = logging.getLogger(__name__)
 _EXAMPLE = "sweeps/embedded.yaml"
 _KEYS = {"name", "project", "entity", "description", "program", "method", "metric", "parameters"}
 _KEYS |= {"command", "run_cap"}
-_PARAMETER_KEYS = {"value", "values", "min", "max", "distribution"}
+_PARAMETER_KEYS = {"value", "values"}
 _STARTS = {"preset", "config"}
 """Flags for where a run's settings come from. A run takes one of them: one that the user typed replaces the file's."""
 _OWN = {"save_dir", "overwrite", "resume"}
 """Flags that a sweep file can't set, because the sweep names its run folders and continues them."""
 _FOR_AGENTS = "--wandb=online"
 """A flag in sweep files that a local sweep leaves out, as it needs wandb's server."""
-_DISTRIBUTIONS = ("uniform", "log_uniform_values", "int_uniform", "categorical", "constant")
-
-_MOST_DRAWS = 100
-"""Draws of a random search per run: some draws repeat others."""
 
 
 @dataclass(frozen=True)
@@ -48,14 +43,8 @@ class Sweep:
     """The name of the metric that ranks the runs, and its goal, as the file has them."""
 
 
-def read_sweep(path: Path, seed: int = 0) -> Sweep:
-    """Read a sweep file.
-
-    Arguments:
-        seed: seeds the draws of a random search.
-
-    Raises: ConfigError that names the mistake in the file.
-    """
+def read_sweep(path: Path) -> Sweep:
+    """Read a sweep file. Raises ConfigError that names the mistake in the file."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -68,12 +57,12 @@ def read_sweep(path: Path, seed: int = 0) -> Sweep:
         what = f"{path}: not valid YAML ({cause})"
         raise ConfigError(what, instead=f"for an example, see {_EXAMPLE}") from error
     try:
-        return _sweep(path, content, seed)
+        return _sweep(path, content)
     except ConfigError as error:
         raise error.within(str(path)) from error
 
 
-def _sweep(path: Path, content: Any, seed: int) -> Sweep:
+def _sweep(path: Path, content: Any) -> Sweep:
     """The sweep that a file's content describes. Raises ConfigError, without the file's name."""
     content = content if isinstance(content, dict) else {}
     _require_known("", content, _KEYS)
@@ -85,6 +74,12 @@ def _sweep(path: Path, content: Any, seed: int) -> Sweep:
     expected = "a list: vsae, train, any of its flags, and ${args} last"
     require(words[:2] == ["vsae", "train"] and words[-1] == "${args}", "command", command, expected)
     flags = words[2:-1]
+    others = (
+        f"others need wandb's server: run `wandb sweep {in_shell(path)}`, then `wandb agent ID`"
+    )
+    require(
+        content.get("method") == "grid", "method", content.get("method"), "grid", instead=others
+    )
     parameters = {
         str(name).replace("-", "_"): _choices(name, parameter)
         for name, parameter in content["parameters"].items()
@@ -92,17 +87,11 @@ def _sweep(path: Path, content: Any, seed: int) -> Sweep:
     for own in sorted((parameters.keys() | _names(flags)) & _OWN):
         what = "a sweep names, keeps and resumes its run folders itself"
         raise ConfigError(what, name=own, instead="leave it out")
-    method, cap = content.get("method"), content.get("run_cap")
+    cap = content.get("run_cap")
     is_number = cap is None or (is_of_type(cap, int) and cap > 0)
     require(is_number, "run_cap", cap, "a whole number above 0")
-    others = (
-        f"others need wandb's server: run `wandb sweep {in_shell(path)}`, then `wandb agent ID`"
-    )
-    require(method in ("grid", "random"), "method", method, "grid or random", instead=others)
-    if method == "grid":
-        assignments = _grid(parameters, cap)
-    else:
-        assignments = _random(path, parameters, cap, seed)
+    every = islice(product(*parameters.values()), cap)
+    assignments = [dict(zip(parameters, values, strict=True)) for values in every]
     name, metric = str(content.get("name") or path.stem), content.get("metric")
     require_folder_name(name, "name")
     has_name = metric is None or (isinstance(metric, dict) and isinstance(metric.get("name"), str))
@@ -179,68 +168,16 @@ def _require_known(where: str, content: dict[Any, Any], known: set[str]) -> None
             raise ConfigError(f"{where}unknown key {key!r}; expected {expected}")
 
 
-def _choices(name: Any, parameter: Any) -> Any:
-    """The list of a parameter's values, or the scipy distribution that they are drawn from."""
+def _choices(name: Any, parameter: Any) -> list[Any]:
+    """The list of a parameter's values."""
     where = f"parameter {name!r}"
     expected = ConfigError(
-        f"{where} is {parameter!r}",
-        expected="value, a list of values that is not empty, or finite numbers min and max, with min below max (and "
-        "above 0 for log_uniform_values)",
+        f"{where} is {parameter!r}", expected="value, or a list of values that is not empty"
     )
     if not isinstance(parameter, dict):
         raise expected
-    kind = parameter.get("distribution")
-    if kind is not None and kind not in _DISTRIBUTIONS:
-        raise ConfigError(
-            f"{where}: distribution {kind!r} needs wandb's server; to run it here, use one of "
-            f"{', '.join(_DISTRIBUTIONS)}"
-        )
     _require_known(f"{where}: ", parameter, _PARAMETER_KEYS)
-    if "value" in parameter or "values" in parameter:
-        values = [parameter["value"]] if "value" in parameter else parameter["values"]
-        if not isinstance(values, list) or not values:
-            raise expected
-        return values
-    low: Any = parameter.get("min")
-    high: Any = parameter.get("max")
-    are_numbers = is_of_type(low, float) and is_of_type(high, float)
-    if not are_numbers or low >= high or (kind == "log_uniform_values" and low <= 0):
+    values = [parameter["value"]] if "value" in parameter else parameter.get("values")
+    if not isinstance(values, list) or not values:
         raise expected
-    from scipy import stats
-
-    if kind == "log_uniform_values":
-        return stats.loguniform(low, high)
-    if kind == "int_uniform" or (kind is None and isinstance(low, int) and isinstance(high, int)):
-        return stats.randint(int(low), int(high) + 1)
-    return stats.uniform(low, high - low)
-
-
-def _grid(parameters: dict[str, Any], cap: int | None) -> list[dict[str, Any]]:
-    """All combinations of the values, or the first `cap` of them."""
-    for name, choices in parameters.items():
-        if not isinstance(choices, list):
-            raise ConfigError(f"parameter {name!r} has min and max; a grid needs values")
-    every = product(*parameters.values())
-    return [dict(zip(parameters, values, strict=True)) for values in islice(every, cap)]
-
-
-def _random(
-    path: Path, parameters: dict[str, Any], cap: int | None, seed: int
-) -> list[dict[str, Any]]:
-    """`cap` different draws, or fewer if there are fewer."""
-    from sklearn.model_selection import ParameterSampler
-
-    if cap is None:
-        raise ConfigError("a random search needs a number of runs, e.g. run_cap: 20")
-    draws = _MOST_DRAWS * cap
-    if all(isinstance(choices, list) for choices in parameters.values()):
-        draws = min(cap, math.prod(map(len, parameters.values())))  # drawn without replacement
-    found: dict[str, dict[str, Any]] = {}
-    for one in ParameterSampler(parameters, draws, random_state=seed):
-        values = {name: v.item() if hasattr(v, "item") else v for name, v in one.items()}
-        found.setdefault(repr(values), values)
-        if len(found) == cap:
-            break
-    if len(found) < cap:
-        logger.warning("%s: run_cap is %d, but there are only %d settings", path, cap, len(found))
-    return list(found.values())
+    return values

@@ -36,8 +36,8 @@ def product(
     """
     dtype = matmul_dtype or weight.dtype
     held = held_in(dtype, weight.device)
-    operands = (each if each is None else each.to(dtype).to(held) for each in (x, weight, bias))
-    return functional.linear(*operands).to(dtype)
+    bias = None if bias is None else bias.to(dtype).to(held)
+    return functional.linear(x.to(dtype).to(held), weight.to(dtype).to(held), bias).to(dtype)
 
 
 class Linear(nn.Linear):

@@ -7,6 +7,7 @@ loss of a batch is in `step.py`, the KL and the schedules are in `posterior.py`.
 
 import logging
 import math
+from abc import abstractmethod
 from dataclasses import fields, replace
 from typing import Any, ClassVar
 
@@ -114,6 +115,10 @@ class VariationalDictionary(OwnDictionary):
             log_var_encoder.bias.data.fill_(given.log_var_init)
             self.log_var_encoder = log_var_encoder
             self.register_buffer("log_var_limits", t.tensor(LOG_VAR_LIMITS))
+
+    @abstractmethod
+    def encode(self, x: t.Tensor) -> Any:
+        """The features of `x`, dense: (B, D) -> (B, F)."""
 
     def drawn_from(self, posterior: GaussianPosterior, generator: t.Generator | None) -> TopKCode:
         """The code of a sample from a posterior, as in `encode(x, sample=True)`."""

@@ -37,7 +37,7 @@ from ..errors import (
     in_shell,
 )
 from ..evaluation.measure import Sample, measure
-from ..evaluation.tables import symptoms_of
+from ..evaluation.symptoms import symptoms_of
 from ..progress import ProgressLines, progress
 from ..run_folder.files import EVALUATION, FAILED, OF, all_locked, write_json
 from ..run_folder.reading import steps_of

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..activations.text import names_a_file, text_of
 from ..config.architectures import TRAINED
-from ..config.checks import require
+from ..config.checks import changed, require
 from ..config.hooks import HOOK_KINDS, hook_name, no_such_hook, sides_of
 from ..config.run import MIDDLE, UNKNOWN, RunConfig, TrainConfig, most_parts
 from ..config.sae import SAEConfig
@@ -46,11 +46,6 @@ class Job:
         """Its hook point, or the pair of a transcoder, see `RunConfig.sites`."""
         return self.config.run.site
 
-    def on(self, device: str) -> "Job":
-        """The same job on another device."""
-        run = replace(self.config.run, device=device)
-        return replace(self, config=replace(self.config, run=run))
-
     @property
     def is_finished(self) -> bool:
         return is_finished(self.folder, self.config.run)
@@ -75,8 +70,10 @@ class Plan:
 
     def on(self, device: str) -> "Plan":
         """The same plan on another device."""
-        settings = replace(self.settings, device=device)
-        return replace(self, settings=settings, jobs=[job.on(device) for job in self.jobs])
+        settings = changed(self.settings, device=device)
+        own = [(job, settings.at(job.hook)) for job in self.jobs]
+        jobs = [replace(job, config=replace(job.config, run=run)) for job, run in own]
+        return replace(self, settings=settings, jobs=jobs)
 
     @property
     def folders(self) -> list[Path]:
@@ -97,7 +94,7 @@ class Plan:
         return Share(
             planned=self,
             processes=processes,
-            settings=replace(self.settings, device=device),
+            settings=changed(self.settings, device=device),
             jobs=dealt[rank],
             written=[job.folder for job in dealt[rank] if is_writer],
             in_memory=[job for its_rank in ranks_in_memory for job in dealt[its_rank]],

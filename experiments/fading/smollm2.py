@@ -27,7 +27,7 @@ from dictionary_learning_ext.activations.stored import open_stored
 from dictionary_learning_ext.config.architectures import TRAINED
 from dictionary_learning_ext.config.sae import SAEConfig
 from dictionary_learning_ext.evaluation.folders import open_folders
-from dictionary_learning_ext.features.agreement import AgreementOfCodes
+from dictionary_learning_ext.features.agreement import CODE_MEASURES
 from dictionary_learning_ext.features.reproducibility import reproducibility
 from dictionary_learning_ext.trainers.kernels.select import top_k
 from dictionary_learning_ext.trainers.probabilistic_top_k import GatedCode
@@ -144,14 +144,14 @@ def part_name(lr: float, seeds: tuple[int, int]) -> str:
 def measured(one: Path, other: Path) -> Row:
     """What comes back between two seeds' SAEs, and the metrics of each."""
     codes = open_folders([one, other]).codes(HELD_OUT, keep=False)
-    directions = reproducibility({name: own.directions_FD for name, own in codes.items()})
-    (pair,) = AgreementOfCodes(codes, directions).pairs.values()
+    found = reproducibility({name: own.directions_FD for name, own in codes.items()}, codes)
+    measures = {measure.key: found.pair.measures[measure.key] for measure in CODE_MEASURES}
     metrics = ("fve", "near_dead_0.1", "near_dead_0.5", "alive", "l0")
     losses = ("loss_original", "loss_reconstructed")
     saes = [metrics_of(folder, (*metrics, *losses)) for folder in (one, other)]
     for sae in saes:
         sae["loss_added"] = sae.pop("loss_reconstructed") - sae.pop("loss_original")
-    return pair | {"as_direction": directions.as_direction(str(one))[0.7], "saes": saes}
+    return measures | {"as_direction": found.as_direction(str(one)), "saes": saes}
 
 
 def tables(content: Row) -> list[str]:

@@ -474,13 +474,13 @@ def compare(part: Part, one: int, other: int) -> None:
         saes = [PublishedSAE.from_pretrained(path, part.k, part.arms[name]) for path in paths]
         codes = encode(saes, inputs.contexts(part.hook, "heldout", HELD_OUT))
         directions = {str(s): c.directions_FD for s, c in zip(seeds, codes, strict=True)}
-        (matched,) = reproducibility(directions).pairs.values()
+        matched = reproducibility(directions).pair
         alike_F, _ = same_in_another(*codes)
         row = {
             "part": part.name,
             "arm": name,
             "seeds": seeds,
-            "as_direction": float((matched.match_F >= RETURNS).mean()),
+            "as_direction": float((matched.cosines[0] >= RETURNS).mean()),
             "in_function": float((alike_F >= RETURNS).mean()),
         }
         content = read()

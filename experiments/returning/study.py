@@ -24,9 +24,9 @@ from dictionary_learning_ext.activations.stored import open_stored
 from dictionary_learning_ext.codes.codes import Codes, encode
 from dictionary_learning_ext.evaluation.folders import OpenedFolders, open_folders
 from dictionary_learning_ext.evaluation.metrics import fve_of
-from dictionary_learning_ext.features.agreement import AgreementOfCodes, is_used, of_one_token
+from dictionary_learning_ext.features.agreement import RETURNING, is_used, of_one_token
 from dictionary_learning_ext.features.random_tokens import random_token_saes
-from dictionary_learning_ext.features.reproducibility import RETURNING, reproducibility
+from dictionary_learning_ext.features.reproducibility import reproducibility
 from dictionary_learning_ext.run_folder.files import EVALUATION
 from dictionary_learning_ext.run_folder.sae_folder import read_metrics
 from experiments import raw_results
@@ -263,16 +263,13 @@ def pairs_of(codes: Mapping[str, Codes], directions: Mapping[str, t.Tensor]) -> 
     """A row of each pair."""
     if len(codes) < 2:
         return []
-    agreement, rows = AgreementOfCodes(codes, reproducibility(directions)), []
-    for (a, b), found in agreement.pairs.items():
-        of_codes, pair = agreement.correlations[a, b], agreement.measured.pairs[a, b]
+    rows = []
+    for (a, b), pair in reproducibility(directions, codes).pairs.items():
+        assert pair.correlations is not None
         others = [~of_one_token(codes[name]) for name in (a, b)]
-        row = {"seeds": [a, b]} | {name: found[name] for name in OF_CODES}
+        row = {"seeds": [a, b]} | {name: pair.measures[name] for name in OF_CODES}
         for least in RETURNING:
-            for kind, two in {
-                "function": of_codes,
-                "direction": (pair.match_F, pair.match_G),
-            }.items():
+            for kind, two in {"function": pair.correlations, "direction": pair.cosines}.items():
                 row[f"{kind}_{least:g}"] = shared(two, least)
                 row[f"others_{kind}_{least:g}"] = shared(two, least, others)
         rows.append(row)

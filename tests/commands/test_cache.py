@@ -30,8 +30,9 @@ def test_the_names_are_those_that_can_be_read(family, lm_dir_of, lm_of, tmp_path
     heading, *lines = capsys.readouterr().out.splitlines()
     assert heading.split() == ["hook", "point", "width"]
     names = [line.split()[0] for line in lines]
-    assert len(names) == len(set(names)) == 4 * 3
-    assert names[:4] == [f"blocks.0.hook_{kind}" for kind in KINDS]
+    of_block = [*(f"blocks.0.hook_{kind}" for kind in KINDS), "blocks.0.mlp.hook_in"]
+    assert len(names) == len(set(names)) == 5 * 3
+    assert names[:5] == of_block
     for line in lines:
         name, width = line.split()
         assert find_hook(lm_of(family), name).activation_dim == int(width)

@@ -28,8 +28,8 @@ def sweep_file(flags, tmp_path):
 
 TYPED = {
     "f.yaml --steps 100 --eval-tokens=0": "--steps 100 --eval-tokens=0",
-    "--steps 100 f.yaml --at-once 1 --seed 3 --search-seed 4": "--steps 100 --seed 3",
-    "--steps --search-seed 1 f.yaml": "--steps",
+    "--steps 100 f.yaml --at-once 1 --seed 3 --max-runs 4": "--steps 100 --seed 3",
+    "--steps --max-runs 1 f.yaml": "--steps",
     "--rectify f.yaml --device cuda": "--rectify --device cuda",
     "--rectify False f.yaml --at-once 2 --max_norm_multiple 3": "--rectify False --max_norm_multiple 3",
     "f.yaml --group-fractions 0.5 0.5 --at-once 2": "--group-fractions 0.5 0.5",

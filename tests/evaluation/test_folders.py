@@ -111,7 +111,7 @@ def test_saes_with_and_without_a_rule_are_measured_with_the_flag_that_is_named(
     setting(max_norm_multiple=None, remove_bos=False)(other / "config.json")
     setting(max_norm_multiple=20.0, remove_bos=False)(folder / "config.json")
     for one, two, flag in ((other, folder, "10.0"), (folder, other, "20.0")):
-        assert f"; give --max-norm-multiple {flag} " in refused(["eval", one, two], capsys)
+        assert f"; give max_norm_multiple={flag} " in refused(["eval", one, two], capsys)
         rule = {"max_norm_multiple": float(flag)}
         assert open_folders([one, two], **rule).run == replace(open_folders([one]).run, **rule)
 

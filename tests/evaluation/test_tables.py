@@ -11,12 +11,13 @@ from dictionary_learning_ext.config.run import TrainConfig
 from dictionary_learning_ext.config.sae import TopKConfig, VSAETopKConfig
 from dictionary_learning_ext.evaluation import tables
 from dictionary_learning_ext.evaluation.metrics import shown_in
+from dictionary_learning_ext.evaluation.symptoms import symptoms
 from dictionary_learning_ext.evaluation.tables import (
     chosen,
-    labels,
+    labels_of,
     results_table,
-    symptoms,
 )
+from dictionary_learning_ext.run_folder.comparing import trained_as
 from dictionary_learning_ext.run_folder.sae_folder import SAEFolder
 
 
@@ -123,7 +124,7 @@ def test_four_automatic_folders_fit_80_columns_and_show_each_difference_once():
         assert max(map(len, text.splitlines())) <= 80
         heads = [line.split() for line in text.splitlines() if not re.search("seed=[01]", line)]
         words = [word for head in heads for word in head]
-        names = list(labels(as_folders(configs)).values())
+        names = list(labels_of(trained_as(as_folders(configs))).values())
         assert all(text.count(f"{name} ") == text.count(f"{names[0]} ") > 0 for name in names)
         for name in shown_once:
             assert words.count(name) + (f"{name}=" in text) == 1, (name, text)
@@ -191,7 +192,7 @@ def called(folders, *changes):
         settings = TrainConfig().with_settings(change, "x").to_dict()
         trainer = {"dict_class": "VariationalTopKAutoEncoder"}
         configs[folder] = {"trainer": trainer, "run": {"settings": settings}}
-    return list(labels(as_folders(configs)).values())
+    return list(labels_of(trained_as(as_folders(configs))).values())
 
 
 @pytest.mark.parametrize(

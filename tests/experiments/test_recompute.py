@@ -5,8 +5,11 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from dictionary_learning_ext.evaluation.metrics import METRICS
-from dictionary_learning_ext.features.agreement import CODE_MEASURES, COME_BACK
-from dictionary_learning_ext.features.reproducibility import DIRECTION_MEASURES
+from dictionary_learning_ext.features.agreement import (
+    CODE_MEASURES,
+    COME_BACK,
+    DIRECTION_MEASURES,
+)
 from experiments import recompute
 
 NUMBERS = {"a.share": 0.7178, "a.fve": 0.89453}

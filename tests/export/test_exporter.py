@@ -186,9 +186,14 @@ REFUSED = [
         "magnitude",
         no_spoiling,
         "--format sparsify --allow-inexact",
-        "largest values; use --format ",
+        "largest values; use format=",
     ),
-    ("signed", no_spoiling, "--format sae-bench", "not exact.*rectify=False.*--allow-inexact to"),
+    (
+        "signed",
+        no_spoiling,
+        "--format sae-bench",
+        "not exact.*rectify=False.*allow_inexact=True to",
+    ),
 ]
 
 

@@ -10,8 +10,9 @@ from sklearn.preprocessing import normalize
 from dictionary_learning_ext.codes.codes import Codes, Reading
 from dictionary_learning_ext.codes.encoding import Totals
 from dictionary_learning_ext.features import agreement as module
-from dictionary_learning_ext.features.agreement import CODE_MEASURES, AgreementOfCodes
-from dictionary_learning_ext.features.reproducibility import matching, reproducibility
+from dictionary_learning_ext.features.agreement import CODE_MEASURES
+from dictionary_learning_ext.features.matching import matching
+from dictionary_learning_ext.features.reproducibility import reproducibility
 
 N, F, D, K = 397, 24, 16, 3
 KEYS = {measure.key for measure in CODE_MEASURES}
@@ -66,23 +67,25 @@ def fve_of_some(code, directions, numbers):
 def of(a, b, k: int | None = K):
     """The measures of two pairs of a code and directions."""
     saes = {name: as_codes(*sae, k) for name, sae in (("a", a), ("b", b))}
-    measured = reproducibility({name: sae.directions_FD for name, sae in saes.items()})
-    found = AgreementOfCodes(saes, measured)
+    found = compared(saes)
     assert found.tokens == len(a[0])
-    assert found.means() == pytest.approx(found.pairs["a", "b"])
-    assert found.in_function["a", "b"] == found.pairs["a", "b"]["in_function"]
-    return found.pairs["a", "b"]
+    assert found.means() == pytest.approx(found.pair.measures)
+    return {key: found.pair.measures[key] for key in KEYS}
+
+
+def compared(saes):
+    return reproducibility({name: sae.directions_FD for name, sae in saes.items()}, saes)
 
 
 def test_the_numbers_of_an_sae_are_means_over_its_own_pairs():
     (a, b), (c, _) = half_returns(0), half_returns(3)
     saes = {name: as_codes(*sae) for name, sae in (("a", a), ("b", b), ("c", c))}
-    found = AgreementOfCodes(saes, reproducibility({n: s.directions_FD for n, s in saes.items()}))
-    share = {names: measures["in_function"] for names, measures in found.pairs.items()}
+    found = compared(saes)
+    share = {names: pair.measures["in_function"] for names, pair in found.pairs.items()}
     assert found.numbers()["in_function"] == pytest.approx(np.mean([*share.values()]))
     own = np.mean([share["a", "b"], share["a", "c"]])
     assert found.numbers("a")["in_function"] == pytest.approx(own) != share["b", "c"]
-    of_a = [found.fve["a", "b"][0], found.fve["a", "c"][0]]
+    of_a = [found.pairs["a", other].fve[0] for other in "bc"]
     assert found.numbers("a")["in_function_fve"] == pytest.approx(np.mean(of_a))
 
 

@@ -12,6 +12,7 @@ from measurement import codes_of_rows, contexts_of_rows
 from report_runs import train
 from scipy.optimize import linear_sum_assignment
 
+from dictionary_learning_ext.config.run import RunConfig
 from dictionary_learning_ext.errors import TextError
 from dictionary_learning_ext.evaluation.folders import OpenedFolders, open_folders
 from dictionary_learning_ext.features.agreement import SHOWN
@@ -90,7 +91,7 @@ class Activations:
     """Hands out the same activations, and keeps what was asked for."""
 
     def __init__(self, x):
-        self.x, self.asked = x, {}
+        self.x, self.asked, self.run = x, {}, RunConfig()
 
     def contexts(self, split, tokens):
         self.asked[split] = tokens
@@ -113,7 +114,7 @@ def test_beside_an_sae_without_k_they_have_its_mean_l0(x):
 @pytest.mark.parametrize(("n_features", "tokens"), [(F, 40_000), (3_000, 48_000)])
 def test_they_are_drawn_from_enough_tokens_for_their_features(n_features, tokens, x):
     opened = Activations(x[:10])  # too few, so nothing is fitted
-    codes = [SimpleNamespace(n_features=n_features, k=K, tokens=7)] * 2
+    codes = [SimpleNamespace(n_features=n_features, k=K, tokens=7, text={})] * 2
     assert random_tokens(opened, codes, None, keep=False) is None
     assert opened.asked == {"train": tokens}
 

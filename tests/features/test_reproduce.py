@@ -22,13 +22,13 @@ from dictionary_learning_ext.errors import ConfigError, LanguageModelError
 from dictionary_learning_ext.evaluation import folders as folders_module
 from dictionary_learning_ext.evaluation.metrics import METRICS, fve_of
 from dictionary_learning_ext.features import reproduce as reproduce_module
-from dictionary_learning_ext.features.agreement import CODE_MEASURES, AgreementOfCodes
+from dictionary_learning_ext.features.agreement import CODE_MEASURES
 from dictionary_learning_ext.features.directions import decoder_directions
-from dictionary_learning_ext.features.reproduce import reproduce, warn_of_differences
+from dictionary_learning_ext.features.reproduce import reproduce
 from dictionary_learning_ext.features.reproduce_text import HEADER, answer, with_random_tokens
 from dictionary_learning_ext.features.reproducibility import reproducibility
 from dictionary_learning_ext.features.seeds import compare_seeds
-from dictionary_learning_ext.run_folder.sae_folder import find_sae, find_saes
+from dictionary_learning_ext.run_folder.sae_folder import find_sae
 from dictionary_learning_ext.run_folder.trained_on import trained_on
 from dictionary_learning_ext.run_folder.weights import load_sae
 
@@ -75,16 +75,16 @@ def test_the_table_is_of_the_measures(seeds, capsys, caplog):
         line, within = (line for line in out.splitlines() if line.startswith(name))
         fve = json.loads(Path(folders[names.index(name)], "metrics.json").read_text())["fve"]
         assert METRICS["fve"].text(fve) in line
-        assert f"{expected.within[name]:.4f}" in within
-        assert f"{expected.as_direction(name)[0.7]:.1%}" in line
+        assert f"{expected.saes[name].within:.4f}" in within
+        assert f"{expected.as_direction(name):.1%}" in line
     pw_mcc = sum(pair.pw_mcc for pair in expected.pairs.values()) / 3
     assert f"{pw_mcc:.4f}" in out
     rows = dict(line.rsplit(maxsplit=1) for line in out.splitlines() if len(line.split()) > 1)
     pairs = expected.pairs.values()
     for name, value in {
         "null": f"{sum(pair.null for pair in pairs) / 3:.4f}",
-        "null's standard error": f"{sum(pair.null_error for pair in pairs) / 3:.4f}",
-        "null's draws": f"{sum(pair.null_draws for pair in pairs) / 3:.0f}",
+        "null's standard error": f"{sum(pair.measures['null_error'] for pair in pairs) / 3:.4f}",
+        "null's draws": f"{sum(pair.measures['null_draws'] for pair in pairs) / 3:.0f}",
     }.items():
         assert rows[name] == value
     assert "mean of 3 pairs" in out
@@ -94,8 +94,9 @@ def codes_again(folders, tokens):
     """How the codes of these SAEs agree, on the held-out rows of the first one's run."""
     run = trained_on(find_sae(Path(folders[0])))
     x = t.cat([*open_inputs(run, [run.hook]).held_out(run.hook, tokens).batches])
-    codes = {Path(folder).name: codes_of_rows(load_dictionary(folder)[0], x) for folder in folders}
-    return AgreementOfCodes(codes, reproduce(folders).measured)
+    saes = {Path(folder).name: load_dictionary(folder)[0] for folder in folders}
+    directions = {name: decoder_directions(sae) for name, sae in saes.items()}
+    return reproducibility(directions, {name: codes_of_rows(sae, x) for name, sae in saes.items()})
 
 
 def test_codes_are_compared_on_held_out_tokens(seeds, capsys):
@@ -114,14 +115,13 @@ def test_codes_are_compared_on_held_out_tokens(seeds, capsys):
         assert shown[measure.label] == measure.text(means[measure.key])
     assert main(["reproduce", *folders[:2], "--json", "--tokens", "1000"]) == 0
     found = of_one_setting(capsys.readouterr().out)
-    of_pair = codes_again(folders[:2], 1000).pairs["seed0", "seed1"]
+    of_pair = codes_again(folders[:2], 1000).pair.measures
     assert found["tokens"] == 1000
     assert {key: found["pairs"][0][key] for key in of_pair} == pytest.approx(of_pair)
     assert found["mean"].keys() == found["pairs"][0].keys() - {"saes"}
     assert found["warnings"] == []
-    assert reproduce(folders[:2], tokens=1000).pairs == {
-        ("seed0", "seed1"): {k: v for k, v in found["pairs"][0].items() if k != "saes"}
-    }
+    in_python = reproduce(folders[:2], tokens=1000).pairs["seed0", "seed1"].measures
+    assert in_python == {k: v for k, v in found["pairs"][0].items() if k != "saes"}
 
 
 def test_without_tokens_no_language_model_is_needed(seeds, tmp_path, capsys):
@@ -129,7 +129,7 @@ def test_without_tokens_no_language_model_is_needed(seeds, tmp_path, capsys):
     assert main(["reproduce", *gone]) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert "not/here" in error
-    assert "use --tokens 0 " in error
+    assert "use tokens=0 " in error
     assert main(["reproduce", *gone, "--tokens", "0"]) == 0
     out = capsys.readouterr().out
     assert re.search(
@@ -154,16 +154,16 @@ def test_seeds_that_read_different_texts_are_compared_on_the_first_ones(
     with caplog.at_level(logging.WARNING):
         found = reproduce([seeds[0], elsewhere], tokens=500)
     assert "other text" in caplog.text
-    assert found.codes is not None
+    assert found.tokens
     caplog.clear()
     earlier = changed(seeds[1], tmp_path / "earlier")
     config = json.loads((path := Path(earlier) / "config.json").read_text())
     del config["run"]["settings"]["text_column"]  # of a run before there was the setting
     path.write_text(json.dumps(config))
-    assert reproduce([seeds[0], earlier], tokens=500).codes is not None
+    assert reproduce([seeds[0], earlier], tokens=500).tokens
     assert "other text" not in caplog.text
     expected = reproduce([seeds[0], seeds[1]], tokens=500)
-    assert list(found.pairs.values()) == [pytest.approx(each) for each in expected.pairs.values()]
+    assert found.pair.measures == pytest.approx(expected.pair.measures)
 
 
 def test_one_folder_is_ordered_by_error_share(seeds, tmp_path, capsys):
@@ -197,19 +197,19 @@ def test_json_and_the_features_csv(seeds, tmp_path, capsys):
     path = tmp_path / "new" / "features.csv"
     assert main(["reproduce", seeds[0], seeds[1], "--json", "--csv", str(path)]) == 0
     found = of_one_setting(capsys.readouterr().out)
-    expected = reproduce([seeds[0], seeds[1]]).measured
+    expected = reproduce([seeds[0], seeds[1]])
     (pair,) = found["pairs"]
     assert pair["saes"] == ["seed0", "seed1"]
     of_pair = expected.pairs["seed0", "seed1"]
     for name in ("pw_mcc", "null", "null_error", "null_draws"):
-        assert pair[name] == found["mean"][name] == getattr(of_pair, name)
+        assert pair[name] == found["mean"][name] == of_pair.measures[name]
     assert found["mean"]["pw_mcc_less_null"] == of_pair.pw_mcc - of_pair.null
     rows = list(csv.DictReader(path.open()))
     assert len(rows) == 2 * F
     scores = [float(row["direction_match"]) for row in rows if row["sae"] == "seed1"]
     assert scores == pytest.approx(expected.scores("seed1").match_F, abs=1e-4)
     assert {row["of"] for row in rows} == {"1"}
-    assert {row["random_match"] for row in rows} == {f"{of_pair.random_match_f.mean():.4f}"}
+    assert {row["random_match"] for row in rows} == {f"{of_pair.random_cosine_f.mean():.4f}"}
 
 
 def test_what_else_than_the_seeds_may_make_features_return_is_said(seeds, tmp_path, caplog, capsys):
@@ -298,8 +298,8 @@ def test_saes_of_two_sizes_are_matched_on_the_smaller(seeds, tiny_lm_dir, text, 
     assert "These SAEs differ in size" in out
     found = reproduce([seeds[1], wide], 500)
     assert any("differ in dict_size" in note for note in found.notes)
-    assert (found.measured.matches("wide", "seed1") > 0).sum() == F
-    assert found.measured.as_direction("wide")[0.7] == found.measured.as_direction("seed1")[0.7] / 2
+    assert (found.pair.cosines[1] > 0).sum() == F
+    assert found.as_direction("wide") == found.as_direction("seed1") / 2
     rows = list(csv.DictReader(path.open()))
     assert [row["sae"] for row in rows] == ["seed1"] * F + ["wide"] * 2 * F
     assert sum(row["direction_match"] == "0.0000" for row in rows) == F
@@ -335,7 +335,7 @@ def test_other_contexts_are_compared_on_the_first_ones(seeds, tmp_path, caplog):
         f"other: read in the contexts of {seeds[0]} (text_packing=pack, ctx_len=32" in caplog.text
     )
     expected = reproduce([seeds[0], seeds[1]], tokens=500)
-    assert list(found.pairs.values()) == [pytest.approx(each) for each in expected.pairs.values()]
+    assert found.pair.measures == pytest.approx(expected.pair.measures)
 
 
 def test_the_sentence_names_each_setting_where_folders_have_the_same_names(seeds, tmp_path, capsys):
@@ -362,7 +362,7 @@ def test_an_sae_trained_from_a_cache_is_compared_on_the_text_of_the_first(seeds,
     cached = changed(seeds[1], tmp_path / "cached", activations=str(tmp_path / "deleted_cache"))
     expected = reproduce([seeds[0], seeds[1]], tokens=500)
     found = reproduce([seeds[0], cached], tokens=500)
-    assert list(found.pairs.values()) == [pytest.approx(each) for each in expected.pairs.values()]
+    assert found.pair.measures == pytest.approx(expected.pair.measures)
 
 
 def test_the_fve_is_that_of_the_codes_compared_or_else_of_an_evaluation_of_these_weights(
@@ -371,8 +371,9 @@ def test_the_fve_is_that_of_the_codes_compared_or_else_of_an_evaluation_of_these
     again, other = (shutil.copytree(seeds[1], tmp_path / name) for name in ("again", "other"))
     evaluated = json.loads((again / "metrics.json").read_text())["fve"]
     found = reproduce([seeds[0], again], 300)
-    assert found.codes is not None
-    assert found.numbers("again")["fve"] == fve_of(found.codes.codes["again"]) != evaluated
+    codes = found.saes["again"].codes
+    assert codes is not None
+    assert found.numbers("again")["fve"] == fve_of(codes) != evaluated
     assert reproduce([seeds[0], again]).numbers("again")["fve"] == evaluated, "directions alone"
     shutil.copy(Path(seeds[2]) / "ae.pt", other)
     assert reproduce([seeds[0], other]).numbers("other")["fve"] is None
@@ -384,15 +385,15 @@ def test_what_comes_back_is_known_of_folders_with_other_seeds_of_their_setting(s
     ((folders, found),) = compare_seeds(configs)
     alike = [seeds[0], seeds[1], seeds[2]]
     assert folders == alike
-    expected = reproduce(alike).measured
+    expected = reproduce(alike)
     for one in alike:
-        share = expected.as_direction(Path(one).name)[0.7]
+        share = expected.as_direction(Path(one).name)
         assert found.as_direction(Path(one).name) == pytest.approx(share)
     assert not [*compare_seeds({one: configs[one] for one in (seeds[0], seeds[3])})]
     twice = changed(seeds[1], tmp_path / "twice")
     ((folders, found),) = compare_seeds(configs | {twice: find_sae(twice)})
     assert folders == [*alike, twice]
-    assert len(found.measured.names) == 3
+    assert len(found.names) == 3
 
 
 def test_what_they_do_is_compared_where_codes_on_one_text_are_kept(seeds, tmp_path):
@@ -443,7 +444,7 @@ def test_own_batches_have_no_data_seed(trained, tmp_path, caplog):
         content = json.loads(path.read_text())
         content["run"]["settings"] |= {"model": "unknown"}
         path.write_text(json.dumps(content))
-    warn_of_differences(find_saes([tmp_path / "vsae", tmp_path / "top_k"]))
+    agreement(tmp_path / "vsae", tmp_path / "top_k")
     assert "your own" in caplog.text
     assert "--data-seed" not in caplog.text
 

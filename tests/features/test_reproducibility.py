@@ -8,13 +8,9 @@ import torch as t
 from scipy.optimize import linear_sum_assignment
 from sklearn.preprocessing import normalize
 
-from dictionary_learning_ext.features import reproducibility as module
-from dictionary_learning_ext.features.reproducibility import (
-    ReproducibilityError,
-    matching,
-    reproducibility,
-    within,
-)
+from dictionary_learning_ext.features import matching as module
+from dictionary_learning_ext.features.matching import matching, within
+from dictionary_learning_ext.features.reproducibility import ReproducibilityError, reproducibility
 
 D, F = 8, 6
 
@@ -78,8 +74,8 @@ def test_the_mean_signed_cosine_is_of_its_own_matching():
     a, b = directions(0, 50), directions(1, 50)
     found = reproducibility({"a": t.tensor(a), "b": t.tensor(b)}).pairs["a", "b"]
     rows, columns = linear_sum_assignment(a @ b.T, maximize=True)
-    assert found.mean_signed_cosine == pytest.approx((a @ b.T)[rows, columns].mean())
-    assert found.pw_mcc >= found.mean_signed_cosine
+    assert found.agreement == pytest.approx((a @ b.T)[rows, columns].mean())
+    assert found.pw_mcc >= found.agreement
 
 
 @pytest.mark.parametrize("at_once", [40, 7])
@@ -111,16 +107,16 @@ def test_the_null_is_that_of_random_directions_of_their_covariance():
 def test_the_null_is_averaged_until_its_standard_error_is_below_a_thousandth():
     """A single draw of this size has a standard deviation of 0.01."""
     pair = {name: t.tensor(directions(seed, 64, 16)) for seed, name in enumerate("ab")}
-    found = [reproducibility(pair, seed).pair for seed in range(12)]
-    assert all(0.0005 < each.null_error < 0.001 for each in found)
+    found = [reproducibility(pair, seed=seed).pair for seed in range(12)]
+    assert all(0.0005 < each.measures["null_error"] < 0.001 for each in found)
     assert 0 < np.std([each.null for each in found]) < 0.0015
-    assert len({each.null_draws for each in found}) > 1
-    assert reproducibility(pair, 3).pair.null == found[3].null
-    with_another = reproducibility({"c": t.tensor(directions(2, 64, 16))} | pair, 3)
+    assert len({each.measures["null_draws"] for each in found}) > 1
+    assert reproducibility(pair, seed=3).pair.null == found[3].null
+    with_another = reproducibility({"c": t.tensor(directions(2, 64, 16))} | pair, seed=3)
     assert with_another.pairs["a", "b"].null == found[3].null
     lines = {name: t.tensor(directions(seed, 64, 1)) for seed, name in enumerate("ab")}
-    alike = reproducibility(lines).pair
-    assert (alike.null, alike.null_error, alike.null_draws) == (1, 0, 1)
+    alike = reproducibility(lines).pair.measures
+    assert (alike["null"], alike["null_error"], alike["null_draws"]) == (1, 0, 1)
 
 
 def test_planted_features_return_and_others_do_not():
@@ -134,12 +130,13 @@ def test_planted_features_return_and_others_do_not():
     assert not found.scores("a").returns_F[30:].any()
     assert found.scores("a").match_F[:20] == pytest.approx(1)
     assert (found.scores("a").match_F[20:30] > 0.5).all()
-    assert found.as_direction("a") == pytest.approx({0.7: (30 + 20) / 120, 0.9: (30 + 20) / 120})
-    assert found.as_direction("c") == pytest.approx({0.7: 40 / 120, 0.9: 40 / 120})
-    assert found.matches("b", "a")[order[:30]] == pytest.approx(1)
+    for least in (0.7, 0.9):
+        assert found.as_direction("a", least) == pytest.approx((30 + 20) / 120)
+        assert found.as_direction("c", least) == pytest.approx(40 / 120)
+    assert found.pairs["a", "b"].cosines[1][order[:30]] == pytest.approx(1)
     assert list(found.pairs) == [("a", "b"), ("a", "c"), ("b", "c")]
     scores = found.scores("a")
-    random = [found.pairs[names].random_match_f.mean() for names in (("a", "b"), ("a", "c"))]
+    random = [found.pairs[names].random_cosine_f.mean() for names in (("a", "b"), ("a", "c"))]
     assert (scores.of, scores.random) == (2, pytest.approx(np.mean(random)))
     assert found.random_share == 0
 
@@ -151,18 +148,19 @@ def test_of_two_sizes_what_has_no_match_does_not_return():
     b[order[:20]] = -a[:20]
     found = reproducibility({"a": t.tensor(a), "b": t.tensor(b)})
     pair = found.pair
-    assert found.as_direction("a") == pytest.approx({0.7: 20 / 30, 0.9: 20 / 30})
-    assert found.as_direction("b") == pytest.approx({0.7: 20 / 90, 0.9: 20 / 90})
+    for least in (0.7, 0.9):
+        assert found.as_direction("a", least) == pytest.approx(20 / 30)
+        assert found.as_direction("b", least) == pytest.approx(20 / 90)
     assert pair.measures["direction_0.7"] == pytest.approx(20 / 30)
     rows, columns = linear_sum_assignment(np.abs(a @ b.T), maximize=True)
     assert pair.pw_mcc == pytest.approx(np.abs(a @ b.T)[rows, columns].mean())
-    assert found.matches("b", "a")[order[:20]] == pytest.approx(1)
-    assert (found.matches("b", "a") > 0).sum() == 30
+    assert pair.cosines[1][order[:20]] == pytest.approx(1)
+    assert (pair.cosines[1] > 0).sum() == 30
     assert found.scores("b").returns_F.sum() == 20
     swapped = reproducibility({"b": t.tensor(b), "a": t.tensor(a)})
     for name in ("pw_mcc", "null", "direction_0.7"):
         assert swapped.pair.measures[name] == pytest.approx(pair.measures[name], abs=0.01)
-    assert swapped.pair.mean_signed_cosine == pytest.approx(pair.mean_signed_cosine)
+    assert swapped.pair.agreement == pytest.approx(pair.agreement)
     assert swapped.as_direction("b") == pytest.approx(found.as_direction("b"))
     unrelated = reproducibility(
         {"a": t.tensor(directions(5, 30, 64)), "b": t.tensor(directions(6, 90, 64))}
@@ -184,7 +182,8 @@ def test_a_match_between_the_limits_returns_at_one_of_them():
     found = reproducibility({n: t.tensor(x) for n, x in (("a", a), ("b", b), ("c", c))})
     assert found.scores("a").returns_F[:20].tolist() == [2] * 10 + [1] * 10
     assert found.scores("a").match_F[:10] == pytest.approx((0.95 + 0.75) / 2, abs=1e-6)
-    assert found.as_direction("a") == pytest.approx({0.7: (20 + 10) / 60, 0.9: 10 / 60})
+    assert found.as_direction("a") == pytest.approx((20 + 10) / 60)
+    assert found.as_direction("a", 0.9) == pytest.approx(10 / 60)
 
 
 def test_saes_that_can_not_be_compared_are_named():

@@ -78,7 +78,7 @@ def test_no_setting_of_a_vsae_mixes_devices_or_waits_in_a_step(form, settings, c
 @pytest.mark.parametrize("noise_on", ["both", "values", "selection"])
 @pytest.mark.parametrize("densest", [0.0, t.inf], ids=["dense", "sparse"])
 def test_nor_does_one_over_a_batch(densest, noise_on, cuda, monkeypatch):
-    monkeypatch.setattr(definition, "_DENSE_FROM", densest)
+    monkeypatch.setattr(definition, "dense_from", lambda *_: densest)
     trainer = built("vsae_batch_top_k", device=DEVICE, dead_feature_threshold=1, noise_on=noise_on)
     assert require_steps(trainer, cuda) == {DEVICE}
 

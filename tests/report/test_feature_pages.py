@@ -55,10 +55,9 @@ def comparison(tokens_F, count_F=None, pages=100, promoted=None):
         metrics={"fve": 0.5},
         features=features,
         codes=SimpleNamespace(count_F=count_F, firing_rate_F=count_F.double() / 1000),
-        come_back=None,
         logits=promoted and (SimpleNamespace(indices_Fn=t.tensor(promoted)), None),
         vocabulary=Vocabulary(Words()),
-        correlation_F=None,
+        scores=None,
     )
     return SimpleNamespace(analyses=[analysis], options=SimpleNamespace(pages=pages))
 
@@ -145,8 +144,7 @@ def test_what_is_promoted_is_left_out_where_it_is_mostly_fragments():
 
 def test_there_are_four_pairs_at_most():
     report = comparison([[token] * 8 for token in range(10)])
-    report.analyses[0].correlation_F = np.array([0.1, 0.9] * 5)
-    report.analyses[0].come_back = SimpleNamespace()
+    report.analyses[0].scores = SimpleNamespace(correlation_F=np.array([0.1, 0.9] * 5))
     assert [len(group) for _, group in cards(report)] == [4, 4]
 
 
@@ -155,8 +153,8 @@ def test_with_seeds_examples_are_pairs_of_one_rate_of_which_one_comes_back():
     report.analyses.insert(0, other.analyses[0])  # no seeds of it are known, whatever its FVE
     other.analyses[0].metrics = {"fve": 0.9}
     analysis = report.analyses[1]
-    analysis.correlation_F = np.array([0.1, 0.9, 0.2, 0.9, 0.3, 0.6, *[0.9] * 4])
-    analysis.come_back = SimpleNamespace()
+    correlation_F = np.array([0.1, 0.9, 0.2, 0.9, 0.3, 0.6, *[0.9] * 4])
+    analysis.scores = SimpleNamespace(correlation_F=correlation_F)
     analysis.codes.count_F = t.tensor([10, 100, 100, 12, 1000, 50, 30, 30, 30, 30])
     (back, some), (lost, others) = cards(report)
     assert (back, lost) == ("These come back in what they do", "These fire as often, and don't")

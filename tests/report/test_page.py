@@ -260,7 +260,7 @@ def test_the_section_has_every_sae_with_both_shares(seeded_report, seeds):
     for folder, row in zip(seeds, rows[1:4], strict=True):
         fve = fve_of(codes[str(folder)])
         assert fve is not None
-        share = expected.as_direction(folder.name)[0.7]
+        share = expected.as_direction(folder.name)
         assert row == [folder.name, row[1], f"{share:.1%}", *row[3:5], f"{fve:.4f}"]
         assert 0 <= float(row[1]) <= fve
         assert re.search(rf"\d+% of {folder.name}[,.]", section)
@@ -270,7 +270,7 @@ def test_the_section_has_every_sae_with_both_shares(seeded_report, seeds):
     assert "as a direction" not in said, "one number, the FVE"
     of_one_token = [int(share) for share in re.findall(r"(\d+)% of seed", section)]
     assert ("one token each" in said) == (np.mean(of_one_token) > 50)
-    mean = np.mean([expected.as_direction(name)[0.7] for name in expected.names])
+    mean = np.mean([expected.as_direction(name) for name in expected.names])
     assert f"{mean:.0%} of " in section
 
 

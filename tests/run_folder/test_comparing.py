@@ -153,7 +153,7 @@ def test_caches_of_the_same_content_are_one(small_cache, tmp_path):
 
 def grouped(**configs):
     saes = {name: SAEFolder(name, Path(name), one) for name, one in configs.items()}
-    return grouped_by_setting(saes)
+    return grouped_by_setting(saes, trained_as(saes))
 
 
 def test_saes_of_one_setting_are_of_one_language_model_and_hook_point():

@@ -226,7 +226,7 @@ def test_saes_of_different_rules_are_benched_with_the_flag_that_is_named(one, tr
     both = ["bench", str(one), str(trained["top_k"]), "--evals", "core", *shlex.split(FLAGS)]
     assert main(both) == 2
     error = capsys.readouterr().err
-    assert re.search(r"; give --max-norm-multiple 4(\.0)? ", error.strip())
+    assert re.search(r"; give max_norm_multiple=4(\.0)? ", error.strip())
     assert main([*both, "--max-norm-multiple", "4"]) == 0
 
 

@@ -411,7 +411,7 @@ def test_a_folder_holds_the_runs_of_one_setting(sweep_file, calls, tmp_path, cap
     for flag, change in (("steps", "24, not 12"), ("batch-size", "32, not 12")):
         line = refused([*command, f"--{flag}=12"], capsys)
         assert f"the run has {flag.replace('-', '_')}={change};" in line
-        assert "--save-dir" in line
+        assert "save_dir" in line
     assert calls == []
 
 

@@ -149,7 +149,10 @@ def test_a_run_of_the_preset_through_every_command(runs, tmp_path, capsys):
         assert main(command) == 0, (command, capsys.readouterr().err)
     assert "held-out tokens have another code" in capsys.readouterr().out
     out = ["--out", str(tmp_path / "refused")]
-    for name, reason in {"sae-bench": "--allow-inexact", "sae-lens": "dictionary-learning"}.items():
+    for name, reason in {
+        "sae-bench": "allow_inexact=True",
+        "sae-lens": "dictionary-learning",
+    }.items():
         assert main(["export", one, "--format", name, *out]) != 0
         (line,) = capsys.readouterr().err.strip().splitlines()[-1:]
         assert reason in line

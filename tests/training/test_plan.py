@@ -40,8 +40,8 @@ def test_a_bad_value_is_refused_before_torch_is_imported(tmp_path):
     trained = '{"trainer": {"dict_class": "AutoEncoderTopK"}}'
     (tmp_path / "runs/many/one/config.json").write_text(trained)
     cases = {
-        "--k 600": "k=600: expected 1 to --dict-size 512",
-        "--decay-start 9000": "decay_start=9000: expected between 800 and --steps 8000",
+        "--k 600": "k=600: expected 1 to dict_size=512",
+        "--decay-start 9000": "decay_start=9000: expected between 800 and steps=8000",
         "--normalize none": "normalize='none': expected sqrt_d or unit",
         "--architecture relu --k 3": "architecture relu does not use it",
         "--data ./nothing.txt": "data: ./nothing.txt: no such file; expected an existing file",
@@ -179,7 +179,7 @@ def test_too_large_an_sae_is_refused_before_anything_is_loaded(
     save_dir = tmp_path / "run"
     command = ["train", *flags, "--dict-size=1000000000", f"--save-dir={save_dir}"]
     line = refused(command, capsys)
-    assert "machine has 24GB; lower --dict-size" in line
+    assert "machine has 24GB; lower dict_size" in line
     assert not save_dir.exists()
 
 

@@ -152,7 +152,7 @@ def test_mistakes_of_several_processes_are_one_line(of_four):
     for name in ranks[0]:
         (lines[name],) = filter(None, (rank[name][1].strip() for rank in ranks))
     if t.cuda.is_available():
-        assert "use --device cuda" in lines["one_device"]
+        assert "use device='cuda'" in lines["one_device"]
     else:
         assert all(lines[n].endswith("; use device='cpu'") for n in ("device", "one_device"))
     assert "`vsae train`" in lines["sweep"]

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch as t
@@ -15,7 +16,7 @@ from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.errors import ConfigError, Interrupted, UserError
 from dictionary_learning_ext.evaluation.folders import evaluate_folders, open_folders
 from dictionary_learning_ext.features.random_tokens import random_token_saes
-from dictionary_learning_ext.features.reproduce import comparable
+from dictionary_learning_ext.features.reproduce import reproduce
 from dictionary_learning_ext.run_folder.sae_folder import find_sae
 from dictionary_learning_ext.training.plan import plan
 
@@ -129,7 +130,7 @@ def test_an_sae_of_the_same_hook_point_can_not_be_compared(trained, of_pairs, tm
     )
     sae = train(run, {"x": sae_of()})["x"]
     with pytest.raises(UserError, match="target"):
-        comparable([trained["top"], sae])
+        reproduce([trained["top"], sae])
 
 
 def test_random_tokens_decode_y(trained):
@@ -167,7 +168,7 @@ def test_steering_changes_the_target(trained):
     lm, ids = load_language_model(run.model), t.tensor([[5, 9, 40]])
     sae, _ = load_dictionary(trained["top"])
     point = find_hook(lm, run.target)
-    seen = []
+    seen: list[Any] = []
     with steer(lm, None, trained["top"], {3: 2.0}):
         handle = point.place.module.register_forward_hook(lambda _m, _a, out: seen.append(out))
         with t.no_grad():
@@ -177,7 +178,8 @@ def test_steering_changes_the_target(trained):
     with t.no_grad():
         lm._module(input_ids=ids)
     handle.remove()
-    added = (seen[0] - seen[1])[0]
+    steered, plain = seen
+    added = (steered - plain)[0]
     expected = 2 * sae.decoder.weight[:, 3].expand(3, -1)
     t.testing.assert_close(added, expected, atol=1e-5, rtol=1e-4)
 

@@ -181,11 +181,9 @@ class SharedCode:
             *self._counts[:, rows.start // BLOCK_ROWS],
         )
 
-    def _largest(
-        self, x_BF: np.ndarray, counts: np.ndarray
-    ) -> tuple[np.float32, np.ndarray, np.ndarray]:
+    def _largest(self, x_BF: np.ndarray, counts: np.ndarray) -> tuple[Any, Any, Any]:
         """The B k-th largest, and how many numbers of each block of rows exceed it and equal it."""
-        n_above, kernels = np.zeros(len(counts), np.int64), _kernels()
+        kernels, n_above = _kernels(), np.zeros(len(counts), np.int64)
         rank, missing = kernels.rank_of_largest(counts, self.batch * self.k, n_above)
 
         def collect(rows: slice) -> np.ndarray:
@@ -195,7 +193,7 @@ class SharedCode:
 
         of_rank = map_row_blocks(collect, self.batch, BLOCK_ROWS)
         threshold = np.partition(np.concatenate(of_rank), -missing)[-missing]
-        n_above += [np.count_nonzero(found > threshold) for found in of_rank]
+        n_above = n_above + np.array([np.count_nonzero(found > threshold) for found in of_rank])
         n_equal = np.array([np.count_nonzero(found == threshold) for found in of_rank])
         return threshold, n_above, n_equal
 
