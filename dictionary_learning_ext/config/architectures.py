@@ -115,6 +115,9 @@ def import_class(path: str) -> Any:
     return getattr(import_module(module), name)
 
 
+WITH_PENALTY = " with an L2 penalty"
+"""What the title of a point posterior ends with, unless its beta is 0."""
+
 _VARIATIONAL: dict[str, Any] = {
     "trainer": f"{_OURS}.variational_top_k:VariationalTopKTrainer",
     "dictionary": f"{_OURS}.variational_top_k:VariationalTopKAutoEncoder",
@@ -129,7 +132,7 @@ _VARIATIONAL: dict[str, Any] = {
         "learned_both": "vSAE, learned sigma",
         "learned_values": "vSAE, learned sigma, noise on values",
         "learned_selection": "vSAE, learned sigma, noise on selection",
-        "point": "TopK with an L2 penalty",
+        "point": f"TopK{WITH_PENALTY}",
     },
 }
 _VARIATIONAL["variants"] |= {

@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ..config.architectures import ARCHITECTURES, BY_DICT_CLASS
+from ..config.architectures import ARCHITECTURES, BY_DICT_CLASS, WITH_PENALTY
 from ..config.hooks import hook_name
 from ..config.run import RunConfig, TrainConfig
 from ..config.sae import OPTION_NAMES
@@ -132,7 +132,8 @@ class SAEFolder:
     def title(self) -> str:
         """The name of its kind in tables and prose, e.g. vSAE."""
         row = ARCHITECTURES[self.architecture]
-        return row.variants.get(self.settings.get("posterior", ""), row.title)
+        title = row.variants.get(self.settings.get("posterior", ""), row.title)
+        return title.removesuffix(WITH_PENALTY) if self.settings.get("beta") == 0 else title
 
     @property
     def seeds(self) -> tuple[Any, ...]:

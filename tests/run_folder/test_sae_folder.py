@@ -27,6 +27,13 @@ def test_a_folder_without_a_run_has_no_settings_of_its_own_and_may_name_its_seed
     assert sae_of(architecture="top_k", seed=1, data_seed=2).seeds == (1, 2)
 
 
+def test_a_point_posterior_is_named_after_a_penalty_only_where_it_has_one():
+    for architecture, title in (("vsae_top_k", "TopK"), ("vsae_batch_top_k", "BatchTopK")):
+        plain = sae_of(architecture=architecture, posterior="point", beta=0.0)
+        with_one = sae_of(architecture=architecture, posterior="point", beta=0.01)
+        assert [plain.title, with_one.title] == [title, f"{title} with an L2 penalty"]
+
+
 @pytest.fixture
 def folder(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(sae_of(k=4).config))
