@@ -96,25 +96,54 @@ def measure(arguments: argparse.Namespace) -> None:
         raw_results.write(RAW, content)
 
 
+NOISE = [("vSAE", "TopK"), ("vSAE over BatchTopK", "BatchTopK")]
+
+
+def differences(rows: list[dict[str, Any]], layers: list[int]) -> list[str]:
+    """What the noise changes in the FVE of what comes back, as the protocol judges it."""
+    found = {(row["layer"], row["kind"], row["arm"]): row["pairs"] for row in rows}
+    shown = {}
+    for kind in ("transcoder", "SAE"):
+        for noisy, plain in NOISE:
+            both = [(found[n, kind, noisy], found[n, kind, plain]) for n in layers]
+            gains = [mean(ours) - mean(theirs) for ours, theirs in both]
+            spread = mean(max(pairs) - min(pairs) for of_layer in both for pairs in of_layer)
+            same_sign = max(sum(gain > 0 for gain in gains), sum(gain < 0 for gain in gains))
+            is_one = same_sign >= 3 and abs(mean(gains)) > spread
+            cells = [" ".join(f"{gain:+.3f}" for gain in gains), f"{mean(gains):+.3f}"]
+            shown[f"{noisy} less {plain}, {kind}"] = [
+                *cells,
+                f"{spread:.3f}",
+                "yes" if is_one else "no",
+            ]
+    columns = [
+        ", ".join(f"blocks.{n}" for n in layers),
+        "mean",
+        "mean range of pairs",
+        "a difference?",
+    ]
+    return table("FVE of what comes back", shown, columns)
+
+
 def tables(content: dict[str, Any]) -> list[str]:
-    lines, heads = [], [*(m.label for m in SHOWN), "loss added", "near-dead < 0.1"]
+    lines, heads = [], [*(m.label for m in SHOWN), "loss added", "L0"]
     layers = sorted({row["layer"] for row in content["rows"]})
-    for title, own in [*((f"blocks.{n}", [n]) for n in layers), ("Mean over the layers", layers)]:
+    for title, own in [("Mean over the layers", layers), *((f"blocks.{n}", [n]) for n in layers)]:
         rows = [row for row in content["rows"] if row["layer"] in own]
         shown = {}
         for kind, arm in names().values():
             of_arm = [row for row in rows if (row["kind"], row["arm"]) == (kind, arm)]
             cells = [m.text(mean(row["numbers"][m.key] for row in of_arm)) for m in SHOWN]
             seeds = [seed for row in of_arm for seed in row["seeds"]]
-            more = [
-                f"{mean(seed[n] for seed in seeds):.4f}" for n in ("loss_added", "near_dead_0.1")
-            ]
-            shown[f"{arm}, {kind}"] = [*cells, *more]
+            added, l0 = (mean(seed[name] for seed in seeds) for name in ("loss_added", "l0"))
+            shown[f"{arm}, {kind}"] = [*cells, f"{added:.4f}", f"{l0:.2f}"]
         for kind in ("transcoder", "SAE"):
             null = [row["random_tokens"] for row in rows if row["kind"] == kind]
             cells = [m.text(mean(each[m.key] for each in null)) for m in SHOWN]
             shown[f"random tokens, {kind}"] = [*cells, "", ""]
         lines += [f"## {title}", "", *table("", shown, heads), ""]
+        if len(own) > 1:
+            lines += [*differences(rows, layers), ""]
     return [*lines, f"{about_line(content['settings'])}.", ""]
 
 
