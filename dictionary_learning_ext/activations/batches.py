@@ -127,7 +127,7 @@ class Batches:
         times = self._settings.steps * self._settings.batch_size / tokens
         if times > _MOST_PASSES:
             logger.warning(
-                "the training data has about %s tokens, which are read %s times: an SAE learns them by heart. Give more, or "
+                "the training data has about %s tokens, which are read %s times: an SAE will overfit. Give more text, or "
                 "fewer steps.",
                 *(f"{tokens:,.0f}", f"{times:,.0f}"),
             )

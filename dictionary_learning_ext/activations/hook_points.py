@@ -320,7 +320,7 @@ def hooked(place: AnyPlace, change: Change) -> Iterator[None]:
             source[:] = [x_BLD.clone()]
 
         def change_target(y_BLD: Tensor) -> Tensor | None:
-            return change(torch.cat([*source, y_BLD], -1))
+            return change(torch.cat([source[0].to(y_BLD.device), y_BLD], -1))
 
         with hooked(place.source, keep), hooked(place.target, change_target):
             yield

@@ -82,8 +82,7 @@ class StoredActivations:
         """The settings for a `RunConfig` that reads it. If it has several hook points, `hook` is left out."""
         hook = {"hook": next(iter(self.widths))} if len(self.widths) == 1 else {}
         unknown = {"model": UNKNOWN, "data": self.place}
-        dtype = {} if self.manifest is None else {"dtype": self.manifest.settings.lm_dtype}
-        return {"activations": self.place} | hook | unknown | dtype | self.known
+        return {"activations": self.place} | hook | unknown | self.known
 
     def with_files(self, n: int) -> "StoredActivations":
         """The cache with its first n training files only, as it was before it grew."""

@@ -29,7 +29,7 @@ class BenchInputFlags(InputFlags):
     data: str | None = None
     """The texts. core reads the held-out part of any that train takes (.txt, .jsonl, a folder of them, embedded); default: of
     the run's own. hub: SAE Bench's own datasets. A folder may hold them, in subfolders named as on the hub. scr, tpp and
-    sparse_probing need labelled texts, so hub (their default) or such a folder."""
+    sparse_probing need labelled texts: hub, their default for other models than the embedded one, or such a folder."""
 
 
 @dataclass(frozen=True)

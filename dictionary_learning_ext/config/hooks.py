@@ -35,7 +35,8 @@ def pair_name(hook: str, target: str) -> str:
 
 def sides_of(name: str) -> list[str]:
     """The hook points in a `pair_name`, or the only one."""
-    return name.split(_TO)
+    sides = name.split(_TO)
+    return sides if all(map(hook_name, sides)) else [name]
 
 
 class HookKind(NamedTuple):

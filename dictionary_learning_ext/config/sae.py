@@ -296,7 +296,7 @@ class SAEConfig(Checked):
 
     @property
     def kept_per_token(self) -> int | None:
-        """The number of features kept per token; None if it differs between tokens."""
+        """The number of features kept per token, on average where a batch shares them; None if it is no setting."""
         return vars(self).get("k")
 
     def unused(self) -> dict[str, str]:

@@ -46,7 +46,7 @@ from ..run_folder.foreign_weights import UNIT_NORM_TOLERANCE, load_foreign
 from ..run_folder.sae_folder import find_sae
 from ..run_folder.schema import Object
 from ..run_folder.weights import save_weights
-from ..trainers.dictionaries import weights_by_feature
+from ..trainers.dictionaries import is_transcoder, weights_by_feature
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -130,7 +130,7 @@ class ExportedSAE(NamedTuple):
 
     @property
     def is_transcoder(self) -> bool:
-        return hasattr(self.dictionary, "is_transcoder")
+        return is_transcoder(self.dictionary)
 
     @property
     def selects_by_magnitude(self) -> bool:
@@ -203,15 +203,20 @@ def _problem(form: ExportFormat, source: ExportedSAE) -> tuple[str, str] | None:
     """Why the format or its reader can't hold an SAE, and what to do instead; None if they can."""
     row, hook = source.row, source.run.hook
     in_upstreams, in_sae_lens = "use format='dictionary-learning'", "use format='sae-lens'"
+    in_python = "load it with dictionary_learning_ext.load_dictionary"
     if source.is_transcoder and form not in ("circuit-tracer", "sae-lens"):
         return f"{form} takes SAEs, and no transcoders", "use format='circuit-tracer'"
     if source.is_transcoder and form == "sae-lens" and row.function == "top_k":
         return "SAELens has no TopK transcoder", "use format='circuit-tracer'"
     if form == "circuit-tracer" and not source.is_transcoder:
         return f"{form} takes transcoders, and no SAEs", in_sae_lens
+    if form == "circuit-tracer":
+        target = hook_name(str(source.run.target))
+        if target is None or target.block != source.hook.layer:
+            return f"from {hook} to {source.run.target}; {form} has one layer for both", in_python
     if row.function is None:
         what = f"an SAE of class {row.dict_class} can't be exported as {form}: no format has a place for its features"
-        return what, "load it with dictionary_learning_ext.load_dictionary"
+        return what, in_python
     if row.function == "free_top_k" and form in ("sae-lens", "sparsify"):
         return "its decoder isn't unit-norm, and its TopK ignores the norms", in_upstreams
     if form == "sparsify" and (needs := _FUNCTIONS[row.function].needs):
@@ -221,7 +226,10 @@ def _problem(form: ExportFormat, source: ExportedSAE) -> tuple[str, str] | None:
         return f"trained on {hook}; {knows}", in_sae_lens
     if source.selects_by_magnitude and not FORMATS[form].by_magnitude:
         keeps = f"the reader of {form} keeps the k largest values"
-        return f"selects by magnitude, and {keeps}", in_sae_lens
+        return (
+            f"selects by magnitude, and {keeps}",
+            in_python if source.is_transcoder else in_sae_lens,
+        )
     if row.function == "jump_relu" and form in ("sae-lens", "circuit-tracer"):
         threshold = source.dictionary.threshold
         if threshold.ndim == 0 and threshold < 0:
@@ -416,7 +424,8 @@ def _read_foreign(place: Path, device: str) -> nn.Module:
 def join_layers(folders: Sequence[Path], out: Path) -> None:
     """Put exports for circuit-tracer, each of a layer, into one folder, as it reads them.
 
-    Raises: CheckpointError if two are of one layer, they differ in their hook points or k, or a file can't be written.
+    Raises: CheckpointError if two are of one layer, they differ in their hook points or k, `out` has other layers, or a file
+    can't be written.
     """
     contents: dict[Path, dict[str, Any]] = {}
     for folder in folders:
@@ -426,9 +435,13 @@ def join_layers(folders: Sequence[Path], out: Path) -> None:
     layers = [file.name for file in contents]
     if len({*layers}) < len(layers) or any(c != contents[file] for c in contents.values()):
         raise CheckpointError(
-            f"{out}: {', '.join(map(str, folders))} are no layers of one set: expected one transcoder of each layer, of the "
+            f"{out}: {', '.join(map(str, folders))} don't form one set of layers: expected one transcoder of each layer, of the "
             "same hook points and k",
             instead="export the folder of one such set",
+        )
+    if others := {file.name for file in out.glob(LAYER.format("*"))} - {*layers}:
+        raise CheckpointError(
+            f"{out}: has {', '.join(sorted(others))}", expected="a new or empty folder"
         )
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
@@ -450,8 +463,8 @@ class Format(NamedTuple):
     write: Callable[[Path, ExportedSAE], None]
     """Writes the SAE's weights and config into an empty folder."""
     read: Callable[[Path, str], nn.Module]
-    """Loads the SAE in its folder on a device, in float64, in which rounding moves no feature across a threshold. It is an
-    upstream class that computes the same as SAELens's, SAE Bench's or sparsify's, with which the tests compare it."""
+    """Loads the SAE in its folder on a device, in float64, in which rounding moves no feature across a threshold: in an upstream
+    class that computes the same as SAELens's, SAE Bench's or sparsify's, with which the tests compare it; a transcoder in our own."""
     usage: str
     """How to load {folder}, which is of the SAE {name}; {upload} is what `{vsae} push` takes."""
     inside: str = ""

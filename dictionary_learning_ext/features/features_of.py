@@ -283,7 +283,7 @@ class Features(FeatureTable):
     def __repr__(self) -> str:
         sinks = f" ({self.sinks.tokens:,} attention sinks left out)" if self.sinks else ""
         return (
-            f"{len(self):,} features at {self._opened.run.hook}, {int((self.codes.count_F > 0).sum()):,}"
+            f"{len(self):,} features at {self._opened.run.site}, {int((self.codes.count_F > 0).sum()):,}"
             f" of them selected in {self.tokens:,} tokens{sinks}"
         )
 

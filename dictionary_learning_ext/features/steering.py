@@ -95,7 +95,7 @@ def steer(
         x_ND = rearrange(x_BLD, "b l d -> (b l) d")
         f_NS = dictionary.encode(as_input(dictionary, x_ND))[:, numbers].to(d_SD)
         added_ND = (v_S - f_NS) @ d_SD
-        return y_BLD + rearrange(added_ND, "(b l) d -> b l d", b=x_BLD.shape[0]).to(x_BLD)
+        return y_BLD + rearrange(added_ND, "(b l) d -> b l d", b=x_BLD.shape[0]).to(y_BLD)
 
     with hooked(hook_point.place, change):
         yield

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..config.run import UNKNOWN
 from ..errors import UserError
 from .files import RUNS, at_home
 
@@ -27,7 +28,9 @@ def as_here(settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         path, cache = settings.get(name), found.get("activations")
         if name == "data" and cache is not None and at_home(cache).exists():
             continue  # the cache's name of the text: it isn't read
-        if path is None or at_home(path).exists() or os.path.isabs(path) != os.path.isabs(was):
+        if path in (None, "embedded", UNKNOWN) or at_home(path).exists():
+            continue
+        if os.path.isabs(path) != os.path.isabs(was):
             continue
         inside = os.path.relpath(path, was)
         moved = (os.path.normpath(place / inside) for place in places)

@@ -27,7 +27,7 @@ from ..config.sae import SAEConfig, energy_of_default_units, require_option, res
 from ..devices import chosen_device
 from ..errors import ConfigError
 from .data_start import start_from_data
-from .dictionaries import sides
+from .dictionaries import is_transcoder, sides
 from .optimizers import Guarded, UnitNorm, adam
 from .parts import WHOLE, Part, built_in_part
 
@@ -240,7 +240,7 @@ class SamplingTrainer(SAETrainer, ABC):
         Raises: ConfigError for another shape.
         """
         b_dec, source = self.ae.b_dec, self.submodule_name or "the buffer"
-        times = 2 if hasattr(self.ae, "is_transcoder") else 1
+        times = 2 if is_transcoder(self.ae) else 1
         if x.dim() != 2 or x.shape[1] != times * len(b_dec):
             raise ConfigError(
                 f"activations of shape {tuple(x.shape)} from {source}",
@@ -345,7 +345,7 @@ class SamplingTrainer(SAETrainer, ABC):
     def _reconstruction(self, x: t.Tensor, step: int) -> dict[str, float]:
         """`batch_metrics` of a batch, encoded without noise."""
         f = self._encoded(x)
-        return batch_metrics(x, self.ae.decode(f), f)
+        return batch_metrics(sides(self.ae, x)[1], self.ae.decode(f), f)
 
     def _encoded(self, x: t.Tensor) -> t.Tensor:
         """The features that logs of training show: (B, D) -> (B, F)."""

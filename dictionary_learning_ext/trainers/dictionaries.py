@@ -177,24 +177,31 @@ class Transcoder(OwnDictionary):
     y_hat = W_dec f + b_dec
     """
 
-    is_transcoder = True
-
     def _centred(self, x: t.Tensor) -> t.Tensor:
         return x.to(self.b_dec.dtype)
 
     @t.no_grad()
     def scale_input(self, scale: float) -> None:
         """Change the units of x alone: afterwards encode(x / scale) is the former encode(x). `scale_biases` changes those of x
-        and y together."""
+        and y together.
+
+        Raises: ConfigError unless `scale` is a positive number.
+        """
         require_scale(scale)
         for name, weight in self.named_parameters():
             if name in ("encoder.weight", "log_var_encoder.weight"):
                 weight.mul_(scale)
 
 
+def is_transcoder(dictionary: Any) -> bool:
+    """Whether a dictionary reconstructs another activation than it reads."""
+    return isinstance(dictionary, Transcoder)
+
+
 def sides(dictionary: Any, rows: t.Tensor) -> tuple[t.Tensor, t.Tensor]:
-    """What a dictionary encodes and what it reconstructs, (…, D) each, of rows: (…, D), or (…, 2D) for a transcoder."""
-    if not getattr(dictionary, "is_transcoder", False):
+    """What a dictionary, of ours or upstream's, encodes and what it reconstructs, (…, D) each, of rows: (…, D), which are both, or
+    (…, 2D) for a transcoder, of which these are copies."""
+    if not is_transcoder(dictionary):
         return rows, rows
     x, y = rows.chunk(2, -1)
     return x.contiguous(), y.contiguous()

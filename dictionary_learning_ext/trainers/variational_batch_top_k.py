@@ -75,9 +75,9 @@ class VariationalBatchTopKAutoEncoder(VariationalDictionary, BatchTopKSAE):
         Arguments:
             x: activations of any float dtype, in the SAE's units.
             return_active: return `(features, whether each fires in any row, ReLU(mu))` instead.
-            use_threshold: keep the positive means above the threshold, as many as there are. Otherwise the B K largest of all B
-                rows.
-            sample: use a sample of the posterior instead of its mean. It keeps the B K largest.
+            use_threshold: keep the positive means above the threshold, as many as there are: all of them while it isn't set (-1),
+                in the first half of a short run. Otherwise the B K largest of all B rows, or the B L K largest of all B L.
+            sample: use a sample of the posterior instead of its mean. It keeps the B K largest, whatever `use_threshold` says.
             generator: for the sample's noise. Default: torch's own generator.
 
         Raises: ConfigError for `x` of another width.
@@ -98,7 +98,7 @@ class VariationalBatchTopKAutoEncoder(VariationalDictionary, BatchTopKSAE):
         return features
 
     def sparse_encode(self, x: t.Tensor) -> TopKCode:
-        """The features that `encode` keeps, without the zeros: M values, their features, and their rows.
+        """The features that `encode` keeps by the threshold, without the zeros: M values, their features, and their rows (M,).
 
         Raises: ConfigError for `x` of another width.
         """

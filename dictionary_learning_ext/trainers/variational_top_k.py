@@ -39,6 +39,7 @@ from .dictionaries import (
     OwnDictionary,
     TopKCode,
     Transcoder,
+    is_transcoder,
     require_scale,
     require_width,
     sides,
@@ -477,7 +478,7 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
             tokens_since_fired_F=self.num_tokens_since_fired,
             generator=generator,
             part=self.part,
-            y_BD=sides(ae, x)[1] if hasattr(ae, "is_transcoder") else None,
+            y_BD=sides(ae, x)[1] if is_transcoder(ae) else None,
         )
 
     @property

@@ -317,6 +317,8 @@ def test_settings_that_the_cache_knows_may_be_left_out(small_cache, tmp_path, ca
     there = shutil.copytree(small_cache, tmp_path / "moved")
     start = starting_point({"config": str(folder), "activations": str(there)})
     assert start.run.hook == "blocks.0.hook_resid_post"
+    of_paper = {"preset": "paper", "hook": start.run.hook, "activations": str(there)}
+    assert starting_point(of_paper).run.dtype == "bfloat16", "not the cache's float32"
     assert main(["train", "--config", str(folder), *flags]) == 0
     assert settings_of(tmp_path / "live") == settings | {"activations": None, "save_dir": live}
 

@@ -89,6 +89,16 @@ def test_sae_lens_has_a_jump_relu_transcoder(layers, tmp_path):
     assert_computes(sae, x, f, f @ w["W_dec"] + w["b_dec"])
 
 
+@pytest.mark.extra
+def test_the_real_sae_lens_computes_the_transcoder(layers):
+    sae_lens = pytest.importorskip("sae_lens")
+    folder = next((layers / "layers").glob("blocks.1*"))
+    theirs = sae_lens.SAE.load_from_disk(export(folder, "sae-lens", tokens=100).folder)
+    sae, x = load_dictionary(folder)[0], some_x()
+    assert type(theirs).__name__ == "JumpReLUTranscoder"
+    assert_computes(sae, x, theirs.encode(x), theirs.decode(theirs.encode(x)))
+
+
 @pytest.mark.parametrize(
     ("form", "said"),
     [
@@ -109,3 +119,20 @@ def test_two_of_one_layer_are_no_set(layers, tmp_path):
         export(layers / "top_k", "circuit-tracer", out, tokens=100)
     with pytest.raises(CheckpointError, match="one transcoder of each layer"):
         join_layers(outs, tmp_path / "both")
+
+
+def test_a_layer_that_is_there_from_another_set_is_not_joined(layers, tmp_path):
+    out = tmp_path / "set"
+    out.mkdir()
+    (out / "layer_7.safetensors").write_bytes(b"another's")
+    export(layers / "top_k", "circuit-tracer", tmp_path / "a", tokens=100)
+    with pytest.raises(CheckpointError, match=r"has layer_7\.safetensors; expected a new or empty"):
+        join_layers([tmp_path / "a"], out)
+
+
+def test_from_one_block_to_another_has_no_place_in_a_set_of_layers(anywhere, tmp_path):
+    hook, target = "blocks.0.mlp.hook_in", "blocks.1.hook_mlp_out"
+    run = replace(anywhere, hook=hook, target=target, save_dir=str(tmp_path / "across"))
+    train(run, {"x": sae_of()})
+    with pytest.raises(CheckpointError, match="one layer for both"):
+        export(tmp_path / "across", "circuit-tracer", tmp_path / "out", tokens=100)
