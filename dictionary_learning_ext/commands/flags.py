@@ -89,8 +89,8 @@ class Command(Generic[F]):
         flags: a dataclass. Its docstring says what the command does, and those of its fields are the
             help. The fields of a nested dataclass are flags too. Metadata of a field: "help" replaces the
             docstring, "metavar", and see `positional` and `HIDDEN`. Hidden fields of these names are filled
-            in: `typed` (the names of the flags that were typed), `given` (their values by name), `words` (all words that were
-            typed) and `passed_on` (the flags of that command that were typed).
+            in: `given` (the values of the flags that were typed, by name), `words` (all words that were typed) and `passed_on`
+            (the flags of that command that were typed).
         run: runs the command.
         starting_point: returns the flags' defaults, given the value of each flag that was typed. It may put other
             dataclasses into fields; the flags are then theirs.
@@ -173,7 +173,7 @@ def parse(command: Command[F], args: list[str]) -> F:
         changes = {n: value for n, value in values.items() if own[n].part == part}
         changes = {n: defaults[n] if v is DEFAULT else v for n, v in changes.items()}
         whole[part] = replace(of_part, **changes)
-    filled_in = {"typed": (*words.typed,), "given": values, "words": (*args,)}
+    filled_in: dict[str, Any] = {"given": values, "words": (*args,)}
     filled_in["passed_on"] = tuple(words.passed_on)
     whole |= {name: value for name, value in filled_in.items() if hasattr(start, name)}
     return replace(start, **whole)

@@ -155,7 +155,7 @@ class DrawFlags:
     """Draw a frame."""
     margin: float | None = None
     """Around it."""
-    typed: tuple[str, ...] = field(default=(), metadata=HIDDEN)
+    given: dict[str, Any] = field(default_factory=dict, metadata=HIDDEN)
     words: tuple[str, ...] = field(default=(), metadata=HIDDEN)
 
 
@@ -201,7 +201,10 @@ def test_the_help_has_every_flag_under_one_heading(asked, capsys):
         ("p --side none", {"shape": Round()}),
         ("p --radius -1e-3", {"shape": Round(radius=-0.001)}),
         ("p --margin -2 --shades 0 1e-1 .2", {"margin": -2.0, "shades": (0.0, 0.1, 0.2)}),
-        ("p --kind square --side 1_000", {"typed": ("kind", "side")}),
+        (
+            "p --kind square --side 1_000",
+            {"given": {"page": Path("p"), "kind": "square", "side": 1000}},
+        ),
         ("p --kind square --side 1e3", {"shape": Square(side=1000)}),
         ("p a --frame", {"words": ("p", "a", "--frame")}),
     ],

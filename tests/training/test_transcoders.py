@@ -1,6 +1,7 @@
 """Transcoders as `vsae train` trains them: several in a run, stopped and continued, measured, compared."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -157,10 +158,11 @@ def test_reproduce_compares_with_random_tokens(trained, of_pairs, tmp_path, caps
     for seed in (0, 1):
         run = replace(of_pairs.at(SITES[1]), save_dir=str(tmp_path / f"seed{seed}"), data_seed=seed)
         folders.append(str(train(run, {"x": sae_of(seed=seed)})["x"]))
+    null = reproduce(folders, None).random_tokens
     main(["reproduce", *folders])
-    said = capsys.readouterr().out
-    assert "random tokens" in said
-    assert "FVE" in said
+    (row,) = re.findall("^random tokens .*", capsys.readouterr().out, re.MULTILINE)
+    assert f" {null['in_function_fve']:.3f} " in row
+    assert row.endswith(f" {null['fve']:.4f}")
 
 
 def test_steering_changes_the_target(trained):
@@ -239,6 +241,10 @@ def test_from_a_cache_and_from_several_seeds(of_pairs, tmp_path, capsys):
         ["train", *small, *sizes, "--activations", str(tmp_path / "c"), *both, str(tmp_path / "a")]
     )
     assert {path.name for path in Path(tmp_path / "a").iterdir()} == {*SITES}
+    for folder in (tmp_path / "a").iterdir():  # x and y are those of the language model
+        (live,) = evaluate_folders([folder], out=tmp_path / "live", activations="none").values()
+        kept = json.loads((folder / "metrics.json").read_text())
+        assert live["fve"] == pytest.approx(kept["fve"], abs=1e-3)
     command = ["train", *where, *small, "--seeds", "2", *both, str(tmp_path / "s")]
     main(command)
     expected = {f"seed{seed}_{site}" for seed in (0, 1) for site in SITES} | {"cache"}
