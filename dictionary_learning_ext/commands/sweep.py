@@ -78,6 +78,7 @@ def _show(folder: Path) -> None:
 
 def _run_file(file: Path, flags: SweepFlags) -> None:
     """Run a sweep file on this machine, and print the results."""
+    from ..report.runs_page import ranking
     from ..sweep.devices import devices_of
     from ..sweep.runner import run_sweep
     from ..sweep.sweep_file import configurations, read_sweep
@@ -89,6 +90,7 @@ def _run_file(file: Path, flags: SweepFlags) -> None:
             raise UserError("--device and --devices: give only one of them")
         devices = devices_of(flags.devices)
     configs = configurations(sweep, train_config, fixed)
+    ranking(sweep.metric)
     needed = f"at least {len(configs)}, the runs of {file}"
     require(len(configs) <= flags.max_runs, "max_runs", flags.max_runs, needed)
     require(flags.at_once is None or flags.at_once >= 1, "at_once", flags.at_once, "at least 1")

@@ -36,7 +36,7 @@ def pair_name(hook: str, target: str) -> str:
 def sides_of(name: str) -> list[str]:
     """The hook points in a `pair_name`, or the only one."""
     sides = name.split(_TO)
-    return sides if all(map(hook_name, sides)) else [name]
+    return sides if any(map(hook_name, sides)) else [name]  # own activations may have any name
 
 
 class HookKind(NamedTuple):

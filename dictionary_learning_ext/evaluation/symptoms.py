@@ -11,9 +11,9 @@ from ..run_folder.sae_folder import SAEFolder
 _REMEDIES = "See `When it goes wrong` in docs/settings.md."
 _FEWEST_SELECTIONS = 10
 """How often the average feature must have been selected for `alive` to mean anything."""
-_MUCH_LOSS_ADDED = 0.5
+_LITTLE_LOSS_ADDED, _MUCH_LOSS_ADDED = 0.01, 0.5
 """In nats per token: about what a language model of a tenth of the size loses, by the scaling law of Kaplan et al. (2020),
-by which 3 nats become 3.6."""
+by which 3 nats become 3.6. Below the first, a reconstruction costs nothing, whatever zeros in its place do."""
 _LOSS_REMOVED = -0.05
 """A loss added below this, in nats, is an anomaly, not chance."""
 
@@ -57,10 +57,12 @@ def _symptoms(metrics: Mapping[str, Any], sae: SAEConfig) -> Iterator[str]:
     # Zeros in place of the activations may be far worse than guessing: at blocks.2 of the embedded model they add 33 nats.
     # Where they add little, e.g. in place of an MLP's output, half of it is too much.
     added = metrics.get("loss_added", 0)
-    if added > _MUCH_LOSS_ADDED or (added > 0 and metrics.get("frac_recovered", 1) < 0.5):
+    if added > _MUCH_LOSS_ADDED:
+        yield f"The language model loses too much: the loss added is above {_MUCH_LOSS_ADDED} nats."
+    elif added > _LITTLE_LOSS_ADDED and metrics.get("frac_recovered", 1) < 0.5:
         yield (
-            f"The language model loses too much: the loss added is above {_MUCH_LOSS_ADDED} nats, or above half of "
-            "what zeros in place of the activations add."
+            f"The language model loses too much: the loss added, {added:.3f} nats, is above half of what zeros in place of the "
+            "activations add."
         )
     if added < _LOSS_REMOVED:
         yield (

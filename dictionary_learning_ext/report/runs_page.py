@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 import plotly.graph_objects as go
 
+from ..config.checks import did_you_mean, require
 from ..errors import CheckpointError
 from ..evaluation.metrics import METRICS, Metric, Number, shown_in
 from ..evaluation.tables import labels_of, setting_text, stale_lines, stale_metrics, text_table
@@ -142,7 +143,7 @@ def show_sweep(
         metric: the name and the goal of the metric that ranks the settings, as a sweep's file has them. Default: the description
             length, the lowest.
     """
-    ranked_by, highest = _ranking(metric)
+    ranked_by, highest = ranking(metric)
     names, metrics = differing(results), shown_in("sweep")
     warnings = [*([f"{missing}."] if missing else []), *_stale(results)]
     groups = with_seed_scores(grouped(results), encode=True)
@@ -200,12 +201,18 @@ def show_sweep(
     return "\n".join([*lines, "", f"Wrote {', '.join(map(str, files))}."])
 
 
-def _ranking(metric: Mapping[str, str] | None) -> tuple[Metric, bool]:
-    """The metric by which a sweep's settings are ranked, and whether the highest is the best. Warns of one that an evaluation
-    doesn't have."""
+def ranking(metric: Mapping[str, str] | None) -> tuple[Metric, bool]:
+    """The metric by which a sweep's settings are ranked, and whether the highest is the best. Warns of one that is not of a final
+    evaluation.
+
+    Raises: ConfigError for an eval/NAME that evaluations don't have.
+    """
     if metric is not None:
         if (key := metric["name"].removeprefix("eval/")) in METRICS:
             return METRICS[key], metric["goal"] == "maximize"
+        known = [f"eval/{name}" for name in METRICS]
+        expected = f"eval/fve or another of docs/metrics.md{did_you_mean(metric['name'], known)}"
+        require(key == metric["name"], "metric", metric["name"], expected)
         logger.warning(
             "metric %s: not one of a final evaluation (eval/fve and others, see docs/metrics.md); ranked by the %s instead",
             *(metric["name"], METRICS[RANKED_BY].label),

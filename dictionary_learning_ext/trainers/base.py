@@ -535,9 +535,9 @@ class SamplingTopKTrainer(SamplingTrainer, TopKTrainer):
         told = self.mean_squared_norm
         if not told / 2 <= energy <= told * 2:
             logger.warning(
-                f"mean_squared_norm={told:.4g}: the first batch has a mean ||x||^2 of {energy:.4g}, and the defaults "
-                f"of options are in units of the former; set mean_squared_norm={energy:.4g}, or scale the "
-                "activations (normalize_activations=True of trainSAE)"
+                f"the first batch has a mean ||x||^2 of {energy:.4g}, and the options are made for {told:.4g}: give "
+                f"mean_squared_norm={energy:.4g}, to trainer_options if it makes them, or scale the activations "
+                "(normalize_activations=True of trainSAE)"
             )
 
     @property

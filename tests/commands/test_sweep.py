@@ -46,6 +46,17 @@ def test_the_flags_of_train_are_told_from_its_own(typed):
     assert " ".join(flags.words) == typed
 
 
+def test_a_metric_that_no_evaluation_has_is_refused_before_anything_is_trained(
+    sweep_file, tmp_path, capsys
+):
+    content = json.loads(sweep_file.read_text())
+    sweep_file.write_text(json.dumps(content | {"metric": {"name": "eval/fev"}}))
+    said = refused(["sweep", str(sweep_file), f"--save-dir={tmp_path / 's'}"], capsys)
+    assert "metric='eval/fev': expected eval/fve" in said
+    assert "did you mean 'eval/fve'" in said
+    assert not (tmp_path / "s").exists()
+
+
 def test_what_comes_back_between_seeds_is_compared_in_both_ways(sweep_file, tmp_path, capsys):
     folder = tmp_path / "s"
     typed = [str(sweep_file), "--save-dir", str(folder), "--steps", "6", "--decay-start", "None"]

@@ -255,7 +255,7 @@ def test_activations_of_other_units_than_those_told_are_warned_of(
     architecture, told, warns, caplog
 ):
     made(architecture, mean_squared_norm=told).update(0, batch(0, rows=2000))
-    said = re.findall(r"set mean_squared_norm=([\d.]+)", caplog.text)
+    said = re.findall(r"give mean_squared_norm=([\d.]+)", caplog.text)
     assert len(said) == warns
     assert all(float(energy) == pytest.approx(D, rel=0.05) for energy in said)
 
