@@ -1,6 +1,7 @@
 """Write and read ae.pt: upstream's state dict, of a dictionary that takes raw activations."""
 
 import copy
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from .foreign_weights import load_foreign
 from .reading import steps_of
 from .sae_folder import SAEFolder, find_sae
 from .tensors import REPAIR, damaged, read_state_dict, require_sizes, save_tensors
+
+logger = logging.getLogger(__name__)
 
 
 def for_raw_activations(
@@ -117,4 +120,16 @@ def load_sae(sae: SAEFolder, device: str = "cpu") -> Dictionary:
                 f"{path}: k is {k}, but config.json says k={trainer['k']}",
                 instead=f"set k={k} again there, or copy {path.name} again",
             )
+    threshold = state.get("threshold")
+    if (
+        row.function == "jump_relu"
+        and threshold is not None
+        and threshold.ndim == 0
+        and threshold < 0
+    ):
+        logger.warning(
+            "%s: no threshold was set, as it was trained for fewer steps than its trainer was told (steps): all positive "
+            "features fire",
+            path,
+        )
     return dictionary.eval().requires_grad_(False)

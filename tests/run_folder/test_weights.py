@@ -23,6 +23,7 @@ from dictionary_learning_ext.run_folder.weights import (
     load_dictionary,
     save_weights,
 )
+from dictionary_learning_ext.trainers.variational_batch_top_k import VariationalBatchTopKAutoEncoder
 
 
 def tensors(change):
@@ -214,6 +215,17 @@ def test_k_may_differ_in_the_middle_where_upstream_anneals_it(stepped):
     put(k=t.tensor(9))(folder / "ae.pt")
     with pytest.raises(CheckpointError, match=r"k is 9, .*config\.json .*k=4"):
         load_dictionary(folder)
+
+
+@pytest.mark.parametrize("threshold", [-1.0, 0.3])
+def test_an_sae_whose_threshold_was_never_set_is_warned_of(threshold, tmp_path, caplog):
+    sae = VariationalBatchTopKAutoEncoder(4, 8, 2)
+    sae.threshold.fill_(threshold)
+    t.save(sae.state_dict(), tmp_path / "ae.pt")
+    trainer = {"dict_class": type(sae).__name__, "activation_dim": 4, "dict_size": 8, "k": 2}
+    (tmp_path / "config.json").write_text(json.dumps({"trainer": trainer}))
+    load_dictionary(tmp_path)
+    assert ("no threshold was set" in caplog.text) == (threshold < 0)
 
 
 def test_what_names_no_folder_is_named(folder):
