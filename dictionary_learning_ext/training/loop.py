@@ -311,17 +311,12 @@ def _built(training: "Training", start: Start) -> Iterator[SAERun]:
         scale, batches = training.scales[job.hook], training.batches.by_hook[job.hook]
         is_from_data = config.start == "data" and point is None
         trainer = build_trainer(
-            config,
+            job.config,
             energy=scale.energy,
-            steps=settings.steps,
             activation_dim=hook.activation_dim,
             layer=hook.layer,
-            lm_name=settings.model,
-            hook=hook.name,
-            device=settings.device,
-            dtype=settings.dtype,
             name=job.folder.name,
-            is_transcoder=scale.input_factor is not None,
+            device=settings.device,
             part=part_of(config.dict_size),
             first_fill=batches.first_rows() if is_from_data else None,
         )
