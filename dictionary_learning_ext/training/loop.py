@@ -39,7 +39,6 @@ from ..evaluation.symptoms import symptoms_of
 from ..progress import ProgressLines, progress
 from ..run_folder.files import EVALUATION, FAILED, OF, all_locked, write_json
 from ..run_folder.reading import steps_of
-from ..run_folder.resume_points import Scale
 from ..run_folder.sae_folder import find_sae
 from ..run_folder.weights import load_sae
 from ..trainers.base import Trainer
@@ -298,7 +297,10 @@ class Run:
         samples = self._samples(hooks)
         self.step = 0
         if step is None:
-            self.scales = self._first_scales(hooks)
+            scales = self.batches.scales()  # fills the buffers: most of the wait
+            self.scales = {hook: scales[hook] for hook in hooks}
+            if settings.max_norm_multiple is None:
+                warn_of_sinks(self.inputs, planned.new_hooks_of(processes), SAMPLE_TOKENS)
         else:
             require_same_inputs(points, settings.model, self._hashes, versions())
             of_hooks = {job.hook: points[job.folder] for job in jobs}
@@ -335,18 +337,6 @@ class Run:
             return {}
         tokens = min(SAMPLE_TOKENS, self.settings.eval_tokens)
         return {hook: Sample(self.inputs.held_out(hook, tokens)) for hook in hooks}
-
-    def _first_scales(self, hooks: Collection[str]) -> dict[str, Scale]:
-        """The size of the activations in the first fill. Warns of attention sinks in them."""
-        squares = self.batches.mean_squared_norms()  # fills the buffer: most of the wait
-        factors = self.batches.norm_factors(squares)
-        if self.settings.max_norm_multiple is None:
-            warn_of_sinks(self.inputs, self.planned.new_hooks_of(self.processes), SAMPLE_TOKENS)
-        return {
-            hook: Scale(of[-1], squares[hook][-1] / of[-1] ** 2, of[0] if len(of) > 1 else None)
-            for hook, of in factors.items()
-            if hook in hooks
-        }
 
     def _trainer(self, job: Job, part: Part, *, is_new: bool) -> Trainer:
         """The trainer of an SAE, with random weights, or if it is new those from the data."""
@@ -457,8 +447,7 @@ class Run:
             if hook in self.scales
         }
         for hook, x_BD in batches.items():
-            scale = self.scales[hook]
-            factors = [f for f in (scale.input_factor, scale.norm_factor) if f is not None]
+            factors = self.scales[hook].factors
             for side_BD, factor in zip(x_BD.chunk(len(factors), 1), factors, strict=True):
                 side_BD.div_(factor)
         return batches
