@@ -6,7 +6,7 @@ Shapes: B rows in a batch, D = the width of a row.
 import logging
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import zip_longest
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor
 from ..config.run import RunConfig
 from ..config.sae import training_energy
 from ..errors import ActivationsError
+from ..run_folder.resume_points import Scale
 
 logger = logging.getLogger(__name__)
 
@@ -146,21 +147,18 @@ class Batches:
             )
         return found
 
-    def norm_factors(
-        self, mean_squared_norms: Mapping[str, Sequence[float]]
-    ) -> dict[str, list[float]]:
-        """The number that each hook point's raw activations are divided by in training, of each side."""
-
-        def factor(squared: float, source: BatchSource) -> float:
-            if (normalize := self._settings.normalize) == "none":
-                return 1.0
-            energy = training_energy(normalize, source.d_submodule // source.sides)
-            return math.sqrt(squared / energy)
-
-        return {
-            name: [factor(squared, self.by_hook[name]) for squared in of_sides]
-            for name, of_sides in mean_squared_norms.items()
-        }
+    def scales(self) -> dict[str, Scale]:
+        """The size of each hook point's activations, raw and in training. Raises: as `mean_squared_norms`."""
+        normalize, found = self._settings.normalize, {}
+        for name, squares in self.mean_squared_norms().items():
+            source = self.by_hook[name]
+            factors = [1.0] * source.sides
+            if normalize != "none":
+                energy = training_energy(normalize, source.d_submodule // source.sides)
+                factors = [math.sqrt(squared / energy) for squared in squares]
+            *input_factor, factor = factors
+            found[name] = Scale(factor, squares[-1] / factor**2, *input_factor)
+        return found
 
     def state_dict(self) -> dict[str, dict[str, Any]]:
         """Each hook point's `BatchSource.state_dict`."""

@@ -4,7 +4,6 @@ Shapes: B contexts, L = ctx_len tokens, N rows, D = the width of a row.
 """
 
 import math
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -40,7 +39,7 @@ class _Contexts(NamedTuple):
 
 
 _Read = tuple[Tensor, Tensor, Tensor, Tensor]
-"""One context after its forward pass: the three of `_Contexts`, (1, L), and its activations, (1, L, D)."""
+"""Contexts after their forward pass: the three of `_Contexts`, and their activations, (B, L, D)."""
 
 
 class ResidualBuffer(ShuffledRows, ActivationBuffer):
@@ -166,19 +165,24 @@ class ResidualBuffer(ShuffledRows, ActivationBuffer):
 
     def fill(self, out_ND: Tensor) -> Iterator[int]:
         """See `ShuffledRows`. Yields after each batch of the language model, and after each median."""
-        queue: deque[_Read] = deque()
-        filled = 0
+        queue: list[_Read] = []
+        filled = n_queued = 0
         non_finite: Tensor | int = 0
         while filled < len(out_ND):
             # Lower bound on the contexts that this fill still uses: no token may be left out.
             missing = math.ceil((len(out_ND) - filled) / self.ctx_len)
             n_in_median = min(CONTEXTS_PER_MEDIAN, missing)
-            while len(queue) < n_in_median and (read := self._read(missing - len(queue))):
+            while n_queued < n_in_median and (read := self._read(missing - n_queued)):
                 queue += read
+                n_queued += sum(len(mask_BL) for _, mask_BL, _, _ in read)
                 yield filled
             if not queue:
                 break  # the text has ended
-            contexts = [queue.popleft() for _ in range(min(n_in_median, len(queue)))]
+            joined = queue[0] if len(queue) == 1 else map(torch.cat, zip(*queue, strict=True))
+            parts = [(part[:n_in_median], part[n_in_median:]) for part in joined]
+            contexts, rest = zip(*parts, strict=True)
+            n_queued = len(rest[0])
+            queue = [rest] if n_queued else []
             rows_ND, n_non_finite = self._rows_of(contexts, len(out_ND) - filled)
             out_ND[filled : filled + len(rows_ND)] = rows_ND
             filled += len(rows_ND)
@@ -190,7 +194,7 @@ class ResidualBuffer(ShuffledRows, ActivationBuffer):
         """Run the language model on a batch of the next contexts, at most n. Several processes read a full batch
         each, as long as all of them are among the n.
 
-        Returns: the contexts that were read; none at the end of the text.
+        Returns: the batches that were read; none at the end of the text.
         """
         if self._before_batch is not None:
             self._before_batch()
@@ -202,9 +206,8 @@ class ResidualBuffer(ShuffledRows, ActivationBuffer):
             return []
         all_x = passes.read(self.reader.place, [batch[:2] for batch in batches])
         return [
-            context
-            for batch, x_BLD in zip(batches, all_x, strict=True)
-            for context in zip(*(tensor.split(1) for tensor in (*batch, x_BLD)), strict=True)
+            (ids_BL, mask_BL, wanted_BL, x_BLD)
+            for (ids_BL, mask_BL, wanted_BL), x_BLD in zip(batches, all_x, strict=True)
         ]
 
     def _next_contexts(self, n: int) -> _Contexts:
@@ -216,9 +219,9 @@ class ResidualBuffer(ShuffledRows, ActivationBuffer):
             new if partial is None else _Contexts(*map(torch.cat, zip(partial, new, strict=True)))
         )
 
-    def _rows_of(self, contexts: list[_Read], limit: int) -> tuple[Tensor, Tensor]:
+    def _rows_of(self, contexts: _Read, limit: int) -> tuple[Tensor, Tensor]:
         """The rows of contexts that share a median, at most `limit`, and how many of them are NaN or infinite."""
-        _, _, wanted_BL, x_BLD = map(torch.cat, zip(*contexts, strict=True))
+        input_ids_BL, mask_BL, by_token_BL, x_BLD = contexts
         if x_BLD.shape[-1] != self.d_submodule:
             place = self.reader.place
             raise ConfigError(
@@ -227,16 +230,16 @@ class ResidualBuffer(ShuffledRows, ActivationBuffer):
                 value=self.d_submodule,
                 expected=str(x_BLD.shape[-1]),
             )
-        wanted_BL, non_finite = self.reader.without_outliers(x_BLD, wanted_BL)
+        wanted_BL, non_finite = self.reader.without_outliers(x_BLD, by_token_BL)
         rows_ND = rearrange(x_BLD, "b l d -> (b l) d")
         place_N = rearrange(wanted_BL, "b l -> (b l)").nonzero().squeeze(1)
         if len(place_N) < len(rows_ND):
             rows_ND = rows_ND[place_N.to(rows_ND.device)]
         if len(rows_ND) > limit:  # the rest of the last context goes into the next fill
-            input_ids_BL, mask_BL, wanted_BL, _ = contexts[-1]
             used = int(place_N[limit - 1]) % self.ctx_len + 1
             is_later_L = torch.arange(self.ctx_len) >= used
-            self._partial = _Contexts(input_ids_BL, mask_BL, wanted_BL & is_later_L)
+            last = by_token_BL[-1:] & is_later_L
+            self._partial = _Contexts(input_ids_BL[-1:], mask_BL[-1:], last)
             rows_ND = rows_ND[:limit]
         return rows_ND, non_finite
 

@@ -29,6 +29,11 @@ class Scale(NamedTuple):
     input_factor: float | None = None
     """the same number for what a transcoder reads; the others are of what it reconstructs"""
 
+    @property
+    def factors(self) -> list[float]:
+        """What each side of raw activations is divided by in training."""
+        return [each for each in (self.input_factor, self.norm_factor) if each is not None]
+
 
 @dataclass(frozen=True)
 class ResumePoint:

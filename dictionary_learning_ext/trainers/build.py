@@ -5,7 +5,8 @@ from typing import Any
 import torch as t
 
 from ..config.architectures import TRAINED, import_class
-from ..config.sae import AuxKOptions, SAEConfig
+from ..config.run import TrainConfig
+from ..config.sae import AuxKOptions
 from .base import Trainer
 from .data_start import start_from_data
 from .parts import WHOLE, Part
@@ -13,52 +14,49 @@ from .upstream import UpstreamTrainer
 
 
 def build_trainer(
-    sae: SAEConfig,
+    config: TrainConfig,
     *,
     energy: float,
-    steps: int,
     activation_dim: int,
     layer: int,
-    lm_name: str,
-    hook: str,
-    device: str,
-    dtype: str,
     name: str,
-    is_transcoder: bool = False,
+    device: str,
     part: Part = WHOLE,
     first_fill: t.Tensor | None = None,
 ) -> Trainer:
-    """Build the trainer of a resolved configuration, with initial weights drawn from `sae.seed`.
+    """Build the trainer of an SAE, with initial weights drawn from its seed.
 
-    The weights of a trained SAE (`sae.init_from`) are loaded later, by `training.resuming.start_from`.
+    The weights of a trained SAE (`init_from`) are loaded later, by `training.resuming.start_from`.
 
     Arguments:
+        config: resolved.
         energy: E||x||^2 of the activations that it will reconstruct.
-        is_transcoder: whether these are others than those that it reads.
+        device: that of this process.
         part: the features that it trains.
         first_fill: activations to start from, see `start_from_data`. None: random weights.
     """
-    row = TRAINED[sae.architecture]
+    sae, run, row = config.sae, config.run, TRAINED[config.sae.architecture]
     trainer_class = import_class(row.trainer or "")
-    place: dict[str, Any] = {
-        **{"steps": steps, "activation_dim": activation_dim, "layer": layer, "lm_name": lm_name},
-        **{"submodule_name": hook, "device": device, "wandb_name": name, "seed": sae.seed},
+    arguments: dict[str, Any] = sae.trainer_arguments() | {
+        **{"steps": run.steps, "activation_dim": activation_dim, "layer": layer},
+        **{"lm_name": run.model, "submodule_name": run.site, "device": device},
+        "wandb_name": name,
     }
     if isinstance(sae, AuxKOptions):  # upstream's threshold starts past the end of a short run
-        place["threshold_start_step"] = min(1000, steps // 2)
+        arguments["threshold_start_step"] = min(1000, run.steps // 2)
         if row.function == "jump_relu":  # and would lag behind what these encode by
-            place["threshold_beta"] = 1 - 1 / min(1000, max(1, steps // 100))
+            arguments["threshold_beta"] = 1 - 1 / min(1000, max(1, run.steps // 100))
     if row.is_adapted:
         t.manual_seed(sae.seed)  # JumpReluTrainer does not seed itself
-        trainer = UpstreamTrainer(trainer_class, sae, energy, place, in_bf16=dtype == "bfloat16")
-        if first_fill is not None:
-            start_from_data(trainer, first_fill, sae.dict_size, sae.seed)
+        in_bf16 = run.dtype == "bfloat16"
+        trainer = UpstreamTrainer(trainer_class, arguments, energy, in_bf16=in_bf16)
     else:
         if isinstance(sae, AuxKOptions):
-            place |= {"mean_squared_norm": energy, "part": part}
-        place |= {"dtype": dtype, "first_fill": first_fill}
-        if is_transcoder:
-            place["dict_class"] = import_class(row.transcoder or "")
-        trainer = trainer_class(**sae.trainer_arguments() | place)
+            arguments |= {"mean_squared_norm": energy, "part": part}
+        if run.target is not None:
+            arguments["dict_class"] = import_class(row.transcoder or "")
+        trainer = trainer_class(**arguments, dtype=run.dtype)
+    if first_fill is not None:
+        start_from_data(trainer, first_fill, sae.dict_size, sae.seed)
     trainer.starts_trained = sae.init_from is not None
     return trainer

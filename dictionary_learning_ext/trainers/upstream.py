@@ -9,7 +9,6 @@ from typing import Any
 import torch as t
 from dictionary_learning.trainers.jumprelu import JumpReLUFunction, JumpReluTrainer, StepFunction
 
-from ..config.sae import SAEConfig
 from .base import LossLog, NotFinite, batch_metrics, load_state, state_of
 from .parts import WHOLE
 
@@ -22,25 +21,22 @@ class UpstreamTrainer:
 
     Arguments:
         trainer: upstream's class.
-        sae: resolved settings.
+        arguments: those of its constructor, and dead_feature_threshold, which is none there.
         energy: E||x||^2 of the activations.
-        place: the arguments that aren't settings of the SAE.
         in_bf16: run its steps under autocast in bfloat16.
     """
 
     part = WHOLE
     starts_trained = False
 
-    def __init__(
-        self, trainer: type, sae: SAEConfig, energy: float, place: dict[str, Any], *, in_bf16: bool
-    ):
-        arguments = sae.trainer_arguments() | place
+    def __init__(self, trainer: type, arguments: dict[str, Any], energy: float, *, in_bf16: bool):
+        arguments = dict(arguments)
         threshold = arguments.pop("dead_feature_threshold", None)
         if threshold is not None:
             arguments["auxk_alpha"] *= energy  # AuxK has no unit, and the squared error has
         self._trainer: Any = trainer(**arguments)
         if threshold is not None:
-            self._trainer.dead_feature_threshold = threshold  # it is no argument of upstream's
+            self._trainer.dead_feature_threshold = threshold
         self.ae, self.scheduler = self._trainer.ae, self._trainer.scheduler
         self._in_bf16 = in_bf16
         self._last_finite: dict[str, t.Tensor] | None = None

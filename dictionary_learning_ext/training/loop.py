@@ -1,17 +1,16 @@
 """Training from start to end: plan, prepare, build or restore, take the steps, save, evaluate.
 
-`plan`, in plan.py, checks all that can be checked without torch. `carry_out` trains what was planned: `prepare` makes
-all other checks and changes no run folder, then `run` takes the steps, saves and evaluates. The SAEs of a run share one
-language model, and those of a hook point share one buffer.
+`plan`, in plan.py, checks all that can be checked without torch. `carry_out` makes a `Run` of it and lets it train. The
+SAEs of a run share one language model, and those of a hook point share one buffer.
 
-If torchrun has started several processes, each runs all of this for its own SAEs. They meet where a method of
-`Processes` or `Interrupts` is called.
+If torchrun has started several processes, each has a `Run` of its own SAEs. They meet where a method of `Processes` or
+`Interrupts` is called.
 """
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,12 +18,11 @@ from typing import Any
 import torch as t
 from tqdm import tqdm
 
-from ..activations.batches import Batches
 from ..activations.inputs import Inputs, find_inputs
 from ..activations.own_batches import OwnBatches, checked
 from ..codes.sinks import warn_of_sinks
 from ..config.architectures import TRAINED
-from ..config.checks import require
+from ..config.checks import changed, require
 from ..config.run import SAMPLE_TOKENS, UNKNOWN, RunConfig
 from ..config.sae import SAEConfig
 from ..devices import chosen_device, tf32_products, warn_of_slow_bf16, without_auto
@@ -41,12 +39,13 @@ from ..evaluation.symptoms import symptoms_of
 from ..progress import ProgressLines, progress
 from ..run_folder.files import EVALUATION, FAILED, OF, all_locked, write_json
 from ..run_folder.reading import steps_of
-from ..run_folder.resume_points import Scale
 from ..run_folder.sae_folder import find_sae
 from ..run_folder.weights import load_sae
+from ..trainers.base import Trainer
 from ..trainers.build import build_trainer
+from ..trainers.parts import Part
 from .logs import open_all, report_finished
-from .plan import Plan, Share, plan, require_memory
+from .plan import Job, Plan, plan, require_memory
 from .processes import (
     RANK_TIMEOUT,
     Interrupts,
@@ -58,7 +57,14 @@ from .processes import (
     resuming_command,
     saying_if_a_rank_is_lost,
 )
-from .resuming import Start, continue_batches, require_same_inputs, restore, start_from, start_of
+from .resuming import (
+    continue_batches,
+    points_of,
+    require_same_inputs,
+    restore,
+    start_from,
+    trained_sae,
+)
 from .sae_run import Failure, SAERun, versions
 
 logger = logging.getLogger(__name__)
@@ -150,8 +156,8 @@ def train_saes(
         raise NonFiniteError("batch 0 has NaN or infinite activations")
     unknown = dict.fromkeys(("model", "hook", "data"), UNKNOWN)
     none: dict[str, Any] = dict.fromkeys(("activations", "max_norm_multiple", "eval_every"))
-    changed = {"batch_size": len(first), "eval_tokens": 0, "save_every": "none"}
-    settings = replace(run, **unknown, **none, **changed)
+    own = {"batch_size": len(first), "eval_tokens": 0, "save_every": "none"}
+    settings = replace(run, **unknown, **none, **own)
     folders = carry_out(plan(settings, saes), find=partial(OwnBatches, first, others))
     if evaluator is not None:
         for folder in folders.values():
@@ -203,17 +209,18 @@ def carry_out(
         if not stages and not failures:
             _log_finished_run(planned, processes)
         for stage in stages:
-            share = stage.share(processes, device)
-            with all_locked(share.written), interrupts(processes) as signals:
+            is_writer = processes.is_first_of(planned.settings.split)
+            written = [job.folder for job in stage.jobs_of(processes)] if is_writer else []
+            with all_locked(written), interrupts(processes) as signals:
                 try:
                     with tf32_products(planned.settings.tf32):
-                        training = prepare(share, signals, find, on_start)
+                        run = Run(stage, processes, device, signals, find, on_start)
                 except Interrupted as stop:
                     raise stop.when(
                         "before the first step; nothing was written or changed"
                     ) from stop
-                train_and_evaluate(training, group)
-            failures |= training.failures()
+                run.train_and_evaluate(group)
+            failures |= run.failures()
         _require_none_failed(failures, planned.folders)
     return {job.name: job.folder for job in planned.jobs}
 
@@ -231,309 +238,6 @@ def _log_finished_run(planned: Plan, processes: Processes) -> None:
             report_finished(job.folder, job.config)
 
 
-# --- prepare
-
-
-def prepare(
-    share: Share,
-    signals: Interrupts,
-    find: Callable[..., Inputs],
-    on_start: Callable[[Sequence[Path], str], None],
-) -> "Training":
-    """Open a run's inputs, and build or restore its SAEs.
-
-    Makes all checks except those of wandb. A device that can't be used, SAEs that don't fit into memory, and resume
-    points of other settings are refused before the language model is loaded. See `carry_out` for the arguments.
-    """
-    settings, processes = share.settings, share.processes
-    chosen_device(settings.device)
-    is_on_gpu = settings.device.startswith("cuda")
-    require(not settings.tf32 or is_on_gpu, "tf32", settings.tf32, "False, or device='cuda'")
-    if processes.is_first:
-        warn_of_slow_bf16(settings.device, settings.dtype, _multiplied_by_torch(share))
-    inputs = find(
-        settings, share.planned.hooks, signals.check_all, group=processes.ranks, language_model=None
-    )
-    require_memory(share.in_memory, inputs.widths, settings.device)
-    start = start_of(share)
-    if processes.is_first:
-        on_start(share.planned.folders, share.planned.settings.device)
-    training = _opened(share, signals, inputs, start)
-    training.sae_runs += _built(training, start)
-    return training
-
-
-def _multiplied_by_torch(share: Share) -> list[str]:
-    """The parts of a run that have matmuls in its dtype, and don't compute them by `trainers/matmuls.py`."""
-    settings = share.settings
-    rows = [TRAINED[job.config.sae.architecture] for job in share.planned.jobs]
-    measures_ce = settings.eval_tokens > 0 and settings.model != UNKNOWN
-    parts = ["the language model"] if settings.activations is None or measures_ce else []
-    return parts + sorted({f"upstream's {row.title}" for row in rows if row.is_adapted})
-
-
-def _opened(share: Share, signals: Interrupts, inputs: Inputs, start: Start) -> "Training":
-    """Load the inputs, and read as far as the run starts. All processes must read the same."""
-    settings, hooks = share.settings, dict.fromkeys(job.hook for job in share.jobs)
-    inputs.load(hooks)
-    if settings.eval_tokens:
-        inputs.require_held_out()
-    hashes = inputs.hashes()
-    if share.processes.are_several:
-        read = {n.replace("_", " "): h for n, h in hashes.items()} | inputs.data_hashes()
-        share.processes.require_alike(read, "copy the same files to every machine")
-    batches, samples = inputs.training_batches(), {}
-    if settings.eval_every is not None:
-        tokens = min(SAMPLE_TOKENS, settings.eval_tokens)
-        samples = {hook: Sample(inputs.held_out(hook, tokens)) for hook in hooks}
-    if start.points is not None:
-        require_same_inputs(share.jobs, start.points, hashes, versions())
-        scales = continue_batches(batches, share, start.points)
-    else:
-        squares = batches.mean_squared_norms()  # fills the buffer: most of the wait
-        factors = batches.norm_factors(squares)
-        scales = {
-            hook: Scale(of[-1], squares[hook][-1] / of[-1] ** 2, of[0] if len(of) > 1 else None)
-            for hook, of in factors.items()
-        }
-        if settings.max_norm_multiple is None:
-            warn_of_sinks(inputs, share.hooks, SAMPLE_TOKENS)
-    return Training(share, signals, inputs, batches, scales, samples, hashes, start.step)
-
-
-def _built(training: "Training", start: Start) -> Iterator[SAERun]:
-    """Build the SAEs: with random weights, from the data, with those of a trained SAE, or from their resume points."""
-    settings, share = training.settings, training.share
-    part_of = share.processes.parts(settings.split, settings.device)
-    points = start.points or [None] * len(share.jobs)
-    for job, source, point in zip(share.jobs, start.sources, points, strict=True):
-        config, hook = job.config.sae, training.inputs.hooks[job.hook]
-        scale, batches = training.scales[job.hook], training.batches.by_hook[job.hook]
-        is_from_data = config.start == "data" and point is None
-        trainer = build_trainer(
-            config,
-            energy=scale.energy,
-            steps=settings.steps,
-            activation_dim=hook.activation_dim,
-            layer=hook.layer,
-            lm_name=settings.model,
-            hook=hook.name,
-            device=settings.device,
-            dtype=settings.dtype,
-            name=job.folder.name,
-            is_transcoder=scale.input_factor is not None,
-            part=part_of(config.dict_size),
-            first_fill=batches.first_rows() if is_from_data else None,
-        )
-        if source is not None:
-            start_from(trainer, source, scale.norm_factor, config, hook)
-        if point is not None:
-            restore(trainer, point, job.folder, settings.device)
-            point = replace(point, trainer={})  # frees the weights
-        yield SAERun(job, trainer, scale, training.samples.get(job.hook), point)
-
-
-# --- run
-
-
-@dataclass
-class Training:
-    """A run's state in this process: its SAEs, their batches, and the step."""
-
-    share: Share
-    signals: Interrupts
-    inputs: Inputs
-    batches: Batches
-    """The batches, from the step at which the run starts."""
-    scales: dict[str, Scale]
-    """The size of the activations at each hook point."""
-    samples: dict[str, Sample]
-    """The held-out activations to measure on during training, by hook point."""
-    hashes: dict[str, str]
-    """See `Inputs.hashes`."""
-    step: int
-    """The number of updates made so far."""
-    sae_runs: list[SAERun] = field(default_factory=list)
-    """The SAEs of this process. One of several processes may have none."""
-    saved_at: float = field(default_factory=lambda: time.monotonic())
-    """The time at which the last resume points were written, in seconds."""
-
-    @property
-    def settings(self) -> RunConfig:
-        """The run's settings, with the device of this process."""
-        return self.share.settings
-
-    @property
-    def active(self) -> list[SAERun]:
-        """The SAEs that have not failed."""
-        return [sae for sae in self.sae_runs if sae.failure is None]
-
-    def next_batches(self) -> dict[str, t.Tensor]:
-        """The activations of this step by hook point, (B, D), in training units; (B, 2D) of a pair."""
-        scales = {sae.settings.site: sae.scale for sae in self.sae_runs}
-        batches = {
-            hook: x_BD.to(self.settings.device, t.float32)
-            for hook, x_BD in self.batches.next().items()
-            if hook in scales
-        }
-        for hook, x_BD in batches.items():
-            scale = scales[hook]
-            factors = [f for f in (scale.input_factor, scale.norm_factor) if f is not None]
-            for side_BD, factor in zip(x_BD.chunk(len(factors), 1), factors, strict=True):
-                side_BD.div_(factor)
-        return batches
-
-    @property
-    def is_point_due(self) -> bool:
-        """Whether a resume point is due before this step. Processes may disagree, as their clocks differ."""
-        every_steps, every_seconds = self.settings.save_interval()
-        if every_seconds is not None:
-            is_due = time.monotonic() - self.saved_at >= every_seconds
-        else:
-            is_due = every_steps is not None and self.step % every_steps == 0
-        return is_due and self.step > 0
-
-    def failures(self) -> dict[Path, Failure]:
-        """Why SAEs have failed, on all ranks. Every rank must call it."""
-        own = {sae.folder: sae.failure for sae in self.sae_runs if sae.failure is not None}
-        failures = {
-            f: why for of_rank in self.share.processes.gather(own) for f, why in of_rank.items()
-        }
-        return {f: failures[f] for f in self.share.planned.folders if f in failures}
-
-    def write_resume_points(self, saes: Sequence[SAERun]) -> None:
-        """Write the resume points of these SAEs. Must be called before the batch of this step is taken."""
-        places = self.batches.state_dict()
-        for sae in saes:
-            sae.write_resume_point(self.step, places[sae.settings.site], self.hashes)
-        self.saved_at = time.monotonic()
-
-
-def train_and_evaluate(training: Training, wandb_group: str | None) -> None:
-    """Take the steps, save, and evaluate."""
-    code = 1
-    try:
-        with training.signals.deferred():
-            new = [sae for sae in training.sae_runs if sae.point is None and sae.part.is_first]
-            open_all([sae.log for sae in new], wandb_group)  # may be refused
-            training.share.processes.meet()  # every rank is prepared, and none has written
-            for sae in training.sae_runs:
-                sae.begin(training.batches.by_hook[sae.settings.site].config, wandb_group)
-            with tf32_products(training.settings.tf32):
-                _take_all_steps(training)
-            for sae in training.active:
-                sae.save_final()
-        if training.settings.eval_tokens:
-            _evaluate(training)
-        code = 0
-    except Interrupted as stop:
-        code = stop.exit_code
-        raise
-    finally:
-        for sae in training.sae_runs:
-            sae.close(code)
-
-
-def _take_all_steps(training: Training) -> None:
-    """Take all steps, with a progress bar.
-
-    An interruption is raised with the step and the command that continues. After an error, a single process saves what
-    it has trained.
-    """
-    settings, processes = training.settings, training.share.processes
-    # For the first process TQDM_DISABLE decides, e.g. in a sweep over devices.
-    quiet: dict[str, Any] = {} if processes.is_first else {"disable": True}
-    bar = progress(
-        settings.steps * settings.batch_size,
-        "tok",
-        initial=training.step * settings.batch_size,
-        unit_scale=True,
-        **quiet,
-    )
-    try:
-        _take_steps(training, bar)
-    except Interrupted as stop:
-        raise stop.when(f"at step {training.step}; {_saved_after_signal(training)}") from stop
-    except Exception as error:
-        if not processes.are_several:  # else the others may be at another place
-            _save_what_is_left(training)
-        if isinstance(error, NonFiniteError):
-            raise error.within(f"step {training.step}") from error
-        raise
-    finally:
-        bar.close()
-
-
-def _take_steps(training: Training, bar: tqdm | ProgressLines) -> None:
-    """Take the steps that are left, and write checkpoints, logs and resume points when they are due."""
-    settings, checkpoints = training.settings, training.settings.checkpoint_steps()
-    batches: dict[str, t.Tensor] = {}
-    for step in range(training.step, settings.steps):
-        training.step = step
-        is_point_due, n_active = training.signals.agree(training.is_point_due, len(training.active))
-        if is_point_due:
-            training.write_resume_points(training.active)
-        if n_active == 0:
-            return
-        batches = training.next_batches()
-        if step in checkpoints:
-            training.batches.require_finite()
-            for sae in training.active:
-                sae.save_checkpoint(step)
-        if step % settings.log_every == 0 or settings.is_measured(step):
-            _check_and_log(training, batches, bar)
-        for sae in training.active:
-            sae.update(step, batches[sae.settings.site])
-        bar.update(settings.batch_size)
-    training.step = settings.steps
-    if batches:  # else the run was resumed when all steps were done
-        _check_and_log(training, batches, bar)
-    if settings.save_every != "none":
-        training.write_resume_points(training.active)
-
-
-def _check_and_log(
-    training: Training, batches: Mapping[str, t.Tensor], bar: tqdm | ProgressLines
-) -> None:
-    """Log the metrics of every SAE, and show those of the first few in the progress bar."""
-    training.batches.require_finite()
-    shown = []
-    for sae in training.active:
-        metrics = sae.check_and_log(training.step, batches[sae.settings.site])
-        if metrics is None:
-            continue
-        loss = metrics["loss"] if "loss" in metrics else metrics["l2_loss"]
-        name = f"{sae.name}: " if len(training.sae_runs) > 1 else ""
-        shown.append(f"{name}loss {loss:.3g} FVE {metrics['fve']:.3f} L0 {metrics['l0']:.0f}")
-    more = [f"and {len(shown) - SHOWN} more"] if len(shown) > SHOWN else []
-    bar.set_postfix_str(" | ".join(shown[:SHOWN] + more))
-
-
-def _saved_after_signal(training: Training) -> str:
-    """Save what can continue after a signal. Returns what the user can do with it."""
-    if not training.inputs.can_resume:
-        _save_what_is_left(training)
-        return "the weights are in checkpoints/"
-    training.write_resume_points(training.active)
-    training.share.processes.meet()  # torchrun kills the others 30 seconds after one has ended
-    return f"continue with `{resuming_command([training.share.planned.folder])}`"
-
-
-def _save_what_is_left(training: Training) -> None:
-    """Save the weights of every SAE after an error, and a resume point unless some SAEs have seen this step's batch."""
-    step = training.step
-    is_between_steps = training.batches.tokens_seen() == {step * training.settings.batch_size}
-    is_resumable = is_between_steps and training.inputs.can_resume
-    logger.error("stopped at step %d; saving the weights so far in checkpoints/", step)
-    for sae in training.active:
-        try:
-            sae.save_checkpoint(step)
-            if is_resumable:
-                training.write_resume_points([sae])
-        except CheckpointError as full:
-            logger.error("%s", full)
-
-
 def _require_none_failed(failures: Mapping[Path, Failure], folders: Sequence[Path]) -> None:
     """Raise a TrainingError if any SAE in these folders has failed."""
     if not failures:
@@ -547,22 +251,285 @@ def _require_none_failed(failures: Mapping[Path, Failure], folders: Sequence[Pat
     raise TrainingError(said, instead="; ".join(dict.fromkeys(instead)))
 
 
-def _evaluate(training: Training) -> None:
-    """Evaluate the trained SAEs on held-out text, and write their metrics.json."""
-    trained = [sae for sae in training.active if sae.part.is_first]
-    if not trained:
-        return
-    inputs, settings = training.inputs, training.settings
-    try:
-        training.signals.check()
-        for hook in inputs.hooks:
-            own = {sae.name: sae for sae in trained if sae.settings.site == hook}
-            if not own:
+class Run:
+    """The SAEs of a plan that this process trains, their batches, and the step.
+
+    Made with all checks except those of wandb. A device that can't be used, SAEs that don't fit into memory, and resume
+    points of other settings are refused before the language model is loaded. No run folder is changed before
+    `train_and_evaluate`. See `carry_out` for the arguments.
+
+    Attributes:
+        settings: those that the SAEs share, with the device of this process.
+        saes: one of several processes may have none.
+        scales: the size of the activations at each hook point of these SAEs.
+        batches: from the step at which the run starts.
+        step: the number of updates made so far.
+    """
+
+    def __init__(
+        self,
+        planned: Plan,
+        processes: Processes,
+        device: str,
+        signals: Interrupts,
+        find: Callable[..., Inputs],
+        on_start: Callable[[Sequence[Path], str], None],
+    ):
+        self.planned, self.processes, self.signals = planned, processes, signals
+        self.settings = settings = changed(planned.settings, device=device)
+        jobs = planned.jobs_of(processes)
+        chosen_device(device)
+        is_on_gpu = device.startswith("cuda")
+        require(not settings.tf32 or is_on_gpu, "tf32", settings.tf32, "False, or device='cuda'")
+        if processes.is_first:
+            warn_of_slow_bf16(device, settings.dtype, _multiplied_by_torch(planned))
+        self.inputs = find(
+            settings, planned.hooks, signals.check_all, group=processes.ranks, language_model=None
+        )
+        require_memory(planned.in_memory_of(processes, device), self.inputs.widths, device)
+        step, points, _ = points_of(planned, processes)
+        sources = [trained_sae(job.config.sae) if step is None else None for job in jobs]
+        if processes.is_first:
+            on_start(planned.folders, planned.settings.device)
+        hooks = dict.fromkeys(job.hook for job in jobs)
+        self._load_inputs(hooks)
+        self.batches = self.inputs.training_batches()
+        samples = self._samples(hooks)
+        self.step = 0
+        if step is None:
+            scales = self.batches.scales()  # fills the buffers: most of the wait
+            self.scales = {hook: scales[hook] for hook in hooks}
+            if settings.max_norm_multiple is None:
+                warn_of_sinks(self.inputs, planned.new_hooks_of(processes), SAMPLE_TOKENS)
+        else:
+            require_same_inputs(points, settings.model, self._hashes, versions())
+            of_hooks = {job.hook: points[job.folder] for job in jobs}
+            continue_batches(self.batches, of_hooks, processes)
+            self.step, self.scales = step, {hook: point.scale for hook, point in of_hooks.items()}
+        part_of = processes.parts(settings.split, device)
+        self.saes: list[SAERun] = []
+        for job, source in zip(jobs, sources, strict=True):
+            trainer = self._trainer(job, part_of(job.config.sae.dict_size), is_new=step is None)
+            scale, point = self.scales[job.hook], points.get(job.folder)
+            if source is not None:
+                hook = self.inputs.hooks[job.hook]
+                start_from(trainer, source, scale.norm_factor, job.config.sae, hook)
+            if point is not None:
+                restore(trainer, point, job.folder, device)
+                point = replace(point, trainer={})  # frees the weights
+            self.saes.append(SAERun(job, trainer, scale, samples.get(job.hook), point))
+        self._saved_at = time.monotonic()
+
+    def _load_inputs(self, hooks: Collection[str]) -> None:
+        """Load the inputs. All processes must read the same."""
+        inputs, processes = self.inputs, self.processes
+        inputs.load(hooks)
+        if self.settings.eval_tokens:
+            inputs.require_held_out()
+        self._hashes = inputs.hashes()
+        if processes.are_several:
+            read = {n.replace("_", " "): h for n, h in self._hashes.items()} | inputs.data_hashes()
+            processes.require_alike(read, "copy the same files to every machine")
+
+    def _samples(self, hooks: Iterable[str]) -> dict[str, Sample]:
+        """The held-out activations to measure on during training, by hook point."""
+        if self.settings.eval_every is None:
+            return {}
+        tokens = min(SAMPLE_TOKENS, self.settings.eval_tokens)
+        return {hook: Sample(self.inputs.held_out(hook, tokens)) for hook in hooks}
+
+    def _trainer(self, job: Job, part: Part, *, is_new: bool) -> Trainer:
+        """The trainer of an SAE, with random weights, or if it is new those from the data."""
+        hook = self.inputs.hooks[job.hook]
+        is_from_data = is_new and job.config.sae.start == "data"
+        return build_trainer(
+            job.config,
+            energy=self.scales[job.hook].energy,
+            activation_dim=hook.activation_dim,
+            layer=hook.layer,
+            name=job.folder.name,
+            device=self.settings.device,
+            part=part,
+            first_fill=self.batches.by_hook[job.hook].first_rows() if is_from_data else None,
+        )
+
+    @property
+    def active(self) -> list[SAERun]:
+        """The SAEs that have not failed."""
+        return [sae for sae in self.saes if sae.failure is None]
+
+    def failures(self) -> dict[Path, Failure]:
+        """Why SAEs have failed, on all ranks. Every rank must call it."""
+        own = {sae.folder: sae.failure for sae in self.saes if sae.failure is not None}
+        failures = {f: why for of_rank in self.processes.gather(own) for f, why in of_rank.items()}
+        return {f: failures[f] for f in self.planned.folders if f in failures}
+
+    def train_and_evaluate(self, wandb_group: str | None) -> None:
+        """Take the steps, save, and evaluate."""
+        code = 1
+        try:
+            with self.signals.deferred():
+                new = [sae for sae in self.saes if sae.point is None and sae.part.is_first]
+                open_all([sae.log for sae in new], wandb_group)  # may be refused
+                self.processes.meet()  # every rank is prepared, and none has written
+                for sae in self.saes:
+                    sae.begin(self.batches.by_hook[sae.hook].config, wandb_group)
+                with tf32_products(self.settings.tf32):
+                    self._take_all_steps()
+                for sae in self.active:
+                    sae.save_final()
+            if self.settings.eval_tokens:
+                self._evaluate()
+            code = 0
+        except Interrupted as stop:
+            code = stop.exit_code
+            raise
+        finally:
+            for sae in self.saes:
+                sae.close(code)
+
+    def _take_all_steps(self) -> None:
+        """Take all steps, with a progress bar.
+
+        An interruption is raised with the step and the command that continues. After an error, a single process saves
+        what it has trained.
+        """
+        size = self.settings.batch_size
+        # For the first process TQDM_DISABLE decides, e.g. in a sweep over devices.
+        quiet: dict[str, Any] = {} if self.processes.is_first else {"disable": True}
+        whole, done = self.settings.steps * size, self.step * size
+        bar = progress(whole, "tok", initial=done, unit_scale=True, **quiet)
+        try:
+            self._take_steps(bar)
+        except Interrupted as stop:
+            raise stop.when(f"at step {self.step}; {self._saved_after_signal()}") from stop
+        except Exception as error:
+            if not self.processes.are_several:  # else the others may be at another place
+                self._save_what_is_left()
+            if isinstance(error, NonFiniteError):
+                raise error.within(f"step {self.step}") from error
+            raise
+        finally:
+            bar.close()
+
+    def _take_steps(self, bar: tqdm | ProgressLines) -> None:
+        """Take the steps that are left, and write checkpoints, logs and resume points when they are due."""
+        settings, checkpoints = self.settings, self.settings.checkpoint_steps()
+        batches: dict[str, t.Tensor] = {}
+        for step in range(self.step, settings.steps):
+            self.step = step
+            is_point_due, n_active = self.signals.agree(self._is_point_due, len(self.active))
+            if is_point_due:
+                self._write_resume_points(self.active)
+            if n_active == 0:
+                return
+            batches = self._next_batches()
+            if step in checkpoints:
+                self.batches.require_finite()
+                for sae in self.active:
+                    sae.save_checkpoint(step)
+            if step % settings.log_every == 0 or settings.is_measured(step):
+                self._check_and_log(batches, bar)
+            for sae in self.active:
+                sae.update(step, batches[sae.hook])
+            bar.update(settings.batch_size)
+        self.step = settings.steps
+        if batches:  # else the run was resumed when all steps were done
+            self._check_and_log(batches, bar)
+        if settings.save_every != "none":
+            self._write_resume_points(self.active)
+
+    def _next_batches(self) -> dict[str, t.Tensor]:
+        """The activations of this step by hook point, (B, D), in training units; (B, 2D) of a pair."""
+        batches = {
+            hook: x_BD.to(self.settings.device, t.float32)
+            for hook, x_BD in self.batches.next().items()
+            if hook in self.scales
+        }
+        for hook, x_BD in batches.items():
+            factors = self.scales[hook].factors
+            for side_BD, factor in zip(x_BD.chunk(len(factors), 1), factors, strict=True):
+                side_BD.div_(factor)
+        return batches
+
+    def _check_and_log(self, batches: Mapping[str, t.Tensor], bar: tqdm | ProgressLines) -> None:
+        """Log the metrics of every SAE, and show those of the first few in the progress bar."""
+        self.batches.require_finite()
+        shown = []
+        for sae in self.active:
+            metrics = sae.check_and_log(self.step, batches[sae.hook])
+            if metrics is None:
                 continue
-            saes = {name: (sae.trained(), sae.norm_factor) for name, sae in own.items()}
-            for name, metrics in measure(saes, inputs.held_out(hook, settings.eval_tokens)).items():
-                own[name].record(metrics)
-    except Interrupted as stop:
-        where = in_shell(*(sae.folder for sae in trained))
-        saved = "the training is done and saved"
-        raise stop.when(f"in the evaluation; {saved}; continue with `vsae eval {where}`") from stop
+            loss = metrics["loss"] if "loss" in metrics else metrics["l2_loss"]
+            name = f"{sae.name}: " if len(self.saes) > 1 else ""
+            shown.append(f"{name}loss {loss:.3g} FVE {metrics['fve']:.3f} L0 {metrics['l0']:.0f}")
+        more = [f"and {len(shown) - SHOWN} more"] if len(shown) > SHOWN else []
+        bar.set_postfix_str(" | ".join(shown[:SHOWN] + more))
+
+    @property
+    def _is_point_due(self) -> bool:
+        """Whether a resume point is due before this step. Processes may disagree, as their clocks differ."""
+        every_steps, every_seconds = self.settings.save_interval()
+        if every_seconds is not None:
+            is_due = time.monotonic() - self._saved_at >= every_seconds
+        else:
+            is_due = every_steps is not None and self.step % every_steps == 0
+        return is_due and self.step > 0
+
+    def _write_resume_points(self, saes: Sequence[SAERun]) -> None:
+        """Write the resume points of these SAEs. Must be called before the batch of this step is taken."""
+        places = self.batches.state_dict()
+        for sae in saes:
+            sae.write_resume_point(self.step, places[sae.hook], self._hashes)
+        self._saved_at = time.monotonic()
+
+    def _saved_after_signal(self) -> str:
+        """Save what can continue after a signal. Returns what the user can do with it."""
+        if not self.inputs.can_resume:
+            self._save_what_is_left()
+            return "the weights are in checkpoints/"
+        self._write_resume_points(self.active)
+        self.processes.meet()  # torchrun kills the others 30 seconds after one has ended
+        return f"continue with `{resuming_command([self.planned.folder])}`"
+
+    def _save_what_is_left(self) -> None:
+        """Save the weights of every SAE after an error, and a resume point unless some SAEs have seen this step's batch."""
+        is_between_steps = self.batches.tokens_seen() == {self.step * self.settings.batch_size}
+        is_resumable = is_between_steps and self.inputs.can_resume
+        logger.error("stopped at step %d; saving the weights so far in checkpoints/", self.step)
+        for sae in self.active:
+            try:
+                sae.save_checkpoint(self.step)
+                if is_resumable:
+                    self._write_resume_points([sae])
+            except CheckpointError as full:
+                logger.error("%s", full)
+
+    def _evaluate(self) -> None:
+        """Evaluate the trained SAEs on held-out text, and write their metrics.json."""
+        trained = [sae for sae in self.active if sae.part.is_first]
+        if not trained:
+            return
+        try:
+            self.signals.check()
+            for hook in dict.fromkeys(sae.hook for sae in trained):
+                own = {sae.name: sae for sae in trained if sae.hook == hook}
+                saes = {name: (sae.trained(), sae.norm_factor) for name, sae in own.items()}
+                held_out = self.inputs.held_out(hook, self.settings.eval_tokens)
+                for name, metrics in measure(saes, held_out).items():
+                    own[name].record(metrics)
+        except Interrupted as stop:
+            where = in_shell(*(sae.folder for sae in trained))
+            saved = "the training is done and saved"
+            raise stop.when(
+                f"in the evaluation; {saved}; continue with `vsae eval {where}`"
+            ) from stop
+
+
+def _multiplied_by_torch(planned: Plan) -> list[str]:
+    """The parts of a run that have matmuls in its dtype, and don't compute them by `trainers/matmuls.py`."""
+    settings = planned.settings
+    rows = [TRAINED[job.config.sae.architecture] for job in planned.jobs]
+    measures_ce = settings.eval_tokens > 0 and settings.model != UNKNOWN
+    parts = ["the language model"] if settings.activations is None or measures_ce else []
+    return parts + sorted({f"upstream's {row.title}" for row in rows if row.is_adapted})

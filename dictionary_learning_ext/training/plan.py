@@ -84,22 +84,22 @@ class Plan:
         """The names of the hook points, without repeats."""
         return list(dict.fromkeys(job.hook for job in self.jobs))
 
-    def share(self, processes: Processes, device: str) -> "Share":
-        """What one of the processes does of the plan, on its device."""
+    def jobs_of(self, processes: Processes) -> list[Job]:
+        """The SAEs that a process trains, or of which it trains a part."""
+        return self.dealt(processes.count)[processes.rank]
+
+    def in_memory_of(self, processes: Processes, device: str) -> list[Job]:
+        """The SAEs in the memory that a process uses: on a CPU, those of all processes of its machine."""
+        ranks = processes.on_this_machine if device.startswith("cpu") else [processes.rank]
+        dealt = self.dealt(processes.count)
+        return [job for rank in ranks for job in dealt[rank]]
+
+    def new_hooks_of(self, processes: Processes) -> list[str]:
+        """The hook points of a process's SAEs at which no process of a lower rank trains one."""
         dealt, rank = self.dealt(processes.count), processes.rank
-        is_writer = processes.is_first_of(self.settings.split)
-        ranks_in_memory = processes.on_this_machine if device.startswith("cpu") else [rank]
-        hooks = dict.fromkeys(job.hook for job in dealt[rank])
         hooks_of_lower = {job.hook for jobs in dealt[:rank] for job in jobs}
-        return Share(
-            planned=self,
-            processes=processes,
-            settings=changed(self.settings, device=device),
-            jobs=dealt[rank],
-            written=[job.folder for job in dealt[rank] if is_writer],
-            in_memory=[job for its_rank in ranks_in_memory for job in dealt[its_rank]],
-            hooks=[hook for hook in hooks if hook not in hooks_of_lower],
-        )
+        hooks = dict.fromkeys(job.hook for job in dealt[rank])
+        return [hook for hook in hooks if hook not in hooks_of_lower]
 
     def stages(self) -> list["Plan"]:
         """Plans to carry out one after the other: each has the SAEs that resume from the same step, those that are
@@ -119,25 +119,6 @@ class Plan:
             least = min(found, key=lambda jobs: sum(each.config.sae.dict_size for each in jobs))
             least.append(job)
         return [[job for job in self.jobs if job in jobs] for jobs in found for _ in range(parts)]
-
-
-@dataclass(frozen=True)
-class Share:
-    """What one process does of a plan. A single process does all of it."""
-
-    planned: Plan
-    processes: Processes
-    """This process and the others."""
-    settings: RunConfig
-    """The settings that the SAEs share, with the device of this process."""
-    jobs: list[Job]
-    """The SAEs that it trains, or of which it trains a part."""
-    written: list[Path]
-    """The run folders that it writes."""
-    in_memory: list[Job]
-    """The SAEs in the memory that it uses: on a CPU, those of all processes of this machine."""
-    hooks: list[str]
-    """The hook points of its SAEs at which no process of a lower rank trains one. It alone warns of attention sinks there."""
 
 
 def plan(

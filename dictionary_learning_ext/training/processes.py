@@ -2,7 +2,7 @@
 
     torchrun --nproc-per-node 2 -m dictionary_learning_ext train …
 
-`Processes` is all that they do together, and `Plan.share` says which SAEs each of them trains. A single process is
+`Processes` is all that they do together, and `Plan.jobs_of` says which SAEs each of them trains. A single process is
 `ONE_PROCESS`: it has rank 0, the methods return what it gives them, and it shares with nobody.
 
 torchrun handles failures: a rank that fails says why and exits, and torchrun ends the others. The first SIGTERM or

@@ -2,10 +2,10 @@
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch as t
 from dictionary_learning.dictionary import Dictionary
@@ -21,11 +21,12 @@ from ..errors import CheckpointError, LanguageModelError
 from ..run_folder.files import CONFIG, divided
 from ..run_folder.foreign_weights import load_foreign
 from ..run_folder.reading import load_config
-from ..run_folder.resume_points import ResumePoint, Scale, newest_points
+from ..run_folder.resume_points import NewestPoints, ResumePoint, newest_points
 from ..run_folder.sae_folder import find_sae
 from ..run_folder.weights import for_raw_activations, load_sae
 from ..trainers.base import Trainer
-from .plan import Job, Share
+from .plan import Plan
+from .processes import Processes
 
 logger = logging.getLogger(__name__)
 
@@ -35,54 +36,37 @@ _OPTIONAL = "log_var_encoder."
 _AS_THE_POINT = "continue it with {former} (if you edited config.json, restore {former} there), or start a new run"
 
 
-class Start(NamedTuple):
-    """Where the SAEs of this process start."""
+def points_of(planned: Plan, processes: Processes) -> NewestPoints:
+    """The newest resume points that all SAEs of a run have, of this process's SAEs. No step if the run starts from scratch.
+    Every rank must call it.
 
-    step: int
-    points: list[ResumePoint] | None
-    """The resume point of each job; None: the run starts from scratch."""
-    sources: list[Dictionary | None]
-    """The trained SAE of each job's init_from, for raw activations, unless the run is resumed."""
-
-
-def start_of(share: Share) -> Start:
-    """Load the newest resume points that all SAEs have, or else the SAEs of init_from. Every rank must call it.
-
-    Raises: CheckpointError if there are points and none can be used; ConfigError if the settings have changed; what
-    `trained_sae` raises.
+    Raises: CheckpointError if there are points and none can be used; ConfigError if the settings have changed.
     """
-    if share.planned.resume and (start := _resumed(share)) is not None:
-        return start
-    return Start(0, None, [trained_sae(job.config.sae) for job in share.jobs])
-
-
-def _resumed(share: Share) -> Start | None:
-    """The newest resume points that all SAEs have; None if there are none yet."""
-    folders, jobs = share.planned.folders, share.jobs
-    own, where = [job.folder for job in jobs], os.path.commonpath(folders)
-    step, of_folders, problems = newest_points(folders, own, share.processes.are_all)
-    for problem in problems:
+    if not planned.resume:
+        return NewestPoints(None, {}, [])
+    jobs, where = planned.jobs_of(processes), os.path.commonpath(planned.folders)
+    found = newest_points(planned.folders, [job.folder for job in jobs], processes.are_all)
+    for problem in found.problems:
         logger.warning("%s: skipped", problem)
-    if step is None:
+    if found.step is None:
         # Only a resume point records the text. A folder without config.json was not begun.
         for job in (job for job in jobs if (job.folder / CONFIG).is_file()):
             was, but = load_config(job.folder).to_dict(), ("model", "activations")
             require_same(was, job.config.to_dict(), str(job.folder), but=but)
         logger.info("%s: no resume point yet; starting from scratch", where)
-        return None
-    points = [of_folders[folder] for folder in own]
-    for job, point in zip(jobs, points, strict=True):
-        was, now, run = point.settings, job.config.to_dict(), job.config.run
+        return found
+    for job in jobs:
+        was, now, run = found.points[job.folder].settings, job.config.to_dict(), job.config.run
         but = may_move(replace(run, activations=was["activations"]), run)
         require_same(was, now, str(job.folder), but=but, advice=_AS_THE_POINT)
-    device = share.planned.settings.device
-    if share.processes.is_first and points and has_moved(points[0], device):
+    device = planned.settings.device
+    if processes.is_first and jobs and has_moved(point := found.points[jobs[0].folder], device):
         logger.warning(
             "%s: continues on %s, was on %s: the result is no longer bit-identical to an uninterrupted run's",
-            *(where, device, points[0].settings["device"]),
+            *(where, device, point.settings["device"]),
         )
-    logger.info("resuming from step %d of %s", step, ", ".join(map(str, folders)))
-    return Start(step, points, [None] * len(jobs))
+    logger.info("resuming from step %d of %s", found.step, ", ".join(map(str, planned.folders)))
+    return found
 
 
 def has_moved(point: ResumePoint, device: str) -> bool:
@@ -92,23 +76,20 @@ def has_moved(point: ResumePoint, device: str) -> bool:
 
 
 def require_same_inputs(
-    jobs: Sequence[Job],
-    points: Sequence[ResumePoint],
-    hashes: dict[str, str],
-    versions: dict[str, Any],
+    points: Mapping[Path, ResumePoint], model: str, hashes: dict[str, str], versions: dict[str, Any]
 ) -> None:
     """Raise a LanguageModelError if the language model has changed since a point was written. Warn if the versions of
     packages have.
 
     Arguments:
+        points: by run folder.
         hashes, versions: the present ones, in the form of a `ResumePoint`.
     """
-    for job, point in zip(jobs, points, strict=True):
-        folder = job.folder
+    for folder, point in points.items():
         for part, what in (("language_model", "weights"), ("tokenizer", "tokenizer or config")):
             if point.hashes[part] != hashes[part]:
                 raise LanguageModelError(
-                    f"{folder}: the language model {job.config.run.model!r} has changed since the "
+                    f"{folder}: the language model {model!r} has changed since the "
                     f"run was interrupted: the SHA-256 or commit of its {what} was {point.hashes[part][:12]}, "
                     f"not {hashes[part][:12]}; put the original back"
                 )
@@ -120,18 +101,16 @@ def require_same_inputs(
 
 
 def continue_batches(
-    batches: Batches, share: Share, points: Sequence[ResumePoint]
-) -> dict[str, Scale]:
-    """Continue the batches at the resume points. Returns the scales of this process's hook points.
+    batches: Batches, points: Mapping[str, ResumePoint], processes: Processes
+) -> None:
+    """Continue the batches at the resume points of this process's hook points.
 
     Every rank must call it, as a process may read hook points at which only other processes train SAEs.
     """
-    by_hook = {job.hook: point for job, point in zip(share.jobs, points, strict=True)}
-    states = {hook: point.batches for hook, point in by_hook.items()}
-    for of_rank in share.processes.gather(states):
+    states = {hook: point.batches for hook, point in points.items()}
+    for of_rank in processes.gather(states):
         states |= of_rank
     batches.load_state_dict({hook: states[hook] for hook in batches.by_hook})
-    return {hook: point.scale for hook, point in by_hook.items()}
 
 
 def restore(trainer: Trainer, point: ResumePoint, folder: Path, device: str) -> None:

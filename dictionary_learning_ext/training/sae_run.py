@@ -81,7 +81,7 @@ class SAERun:
         point: ResumePoint | None = None,
     ):
         self.name, self.config, self.folder = job.name, job.config, job.folder
-        self.settings, self.trainer = job.config.run, trainer
+        self.hook, self.settings, self.trainer = job.hook, job.config.run, trainer
         self.scale, self.norm_factor = scale, scale.norm_factor
         self.part = trainer.part
         self.point, self._sample = point, sample

@@ -13,6 +13,7 @@ from typing import Any
 import torch as t
 from scipy.optimize import linear_sum_assignment
 
+from dictionary_learning_ext.config.run import UNKNOWN, RunConfig, TrainConfig
 from dictionary_learning_ext.trainers.build import build_trainer
 from experiments import raw_results
 from experiments.pages import table
@@ -70,20 +71,17 @@ def train(arms: Mapping[str, Arm], times: int, raw: Path = RAW, seed: int = SEED
     began, truth, steps = time.monotonic(), Truth.drawn(), times * SAMPLES // BATCH
     samples = t.Generator().manual_seed(seed)
     held_out = truth.sample(MEASURED, t.Generator().manual_seed(seed + 10**6))
+    run = RunConfig(steps=steps, model=UNKNOWN, hook=UNKNOWN)
     factor = float(held_out[0].square().sum(1).mean() / WIDTH) ** 0.5
     held_out[0].div_(factor)
     first_fill = truth.sample(FIRST_FILL, t.Generator().manual_seed(seed + 2 * 10**6))[0]
     trainers = {
         name: build_trainer(
-            sae := replace(arm, lr=LR).sae(K, DICT_SIZE, seed).resolve(steps),
+            TrainConfig(sae := replace(arm, lr=LR).sae(K, DICT_SIZE, seed), run).resolved,
             energy=float(WIDTH),
-            steps=steps,
             activation_dim=WIDTH,
             layer=0,
-            lm_name="truth",
-            hook="",
             device="cpu",
-            dtype="float32",
             name="",
             first_fill=first_fill if sae.start == "data" else None,
         )

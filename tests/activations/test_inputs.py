@@ -58,15 +58,15 @@ def test_iterators_take_turns_to_their_ends():
 def test_each_hook_point_has_its_own_batches_and_all_share_the_passes(run):
     shared = open_inputs(run, HOOKS).training_batches()
     with counted_passes() as together:
-        factors, given = shared.norm_factors(shared.mean_squared_norms()), batches_of(shared)
+        scales, given = shared.scales(), batches_of(shared)
     for hook in HOOKS:
         alone = open_inputs(run, [hook]).training_batches()
         with counted_passes() as passes:
-            assert alone.norm_factors(alone.mean_squared_norms()) == {hook: factors[hook]}
+            assert alone.scales() == {hook: scales[hook]}
             assert torch.equal(batches_of(alone)[hook], given[hook])
         assert together == passes, "as many contexts, as often"
     assert passes == [32, 7] * 3, "a fill is of 22 batches: 38.5 contexts"
-    assert len({round(factor, 6) for (factor,) in factors.values()}) == len(HOOKS)
+    assert len({round(scale.norm_factor, 6) for scale in scales.values()}) == len(HOOKS)
 
 
 class Counting:

@@ -43,13 +43,13 @@ def test_a_batch_has_both_sides_of_the_same_tokens_in_the_passes_of_one(run):
     names = [PAIR, X, Y, "blocks.0.hook_resid_post"]
     with counted_passes() as passes:
         batches = open_inputs(run, names).training_batches()
-        factors = batches.norm_factors(batches.mean_squared_norms())
+        scales = batches.scales()
         given = [batches.next() for _ in range(30)]
     with counted_passes() as alone:
         of_pair = open_inputs(run, [PAIR]).training_batches()
         only = [of_pair.next()[PAIR] for _ in range(30)]
     assert [n for n in passes if n > 1] == [n for n in alone if n > 1]  # others find hook_mlp_out
-    assert factors[PAIR] == [*factors[X], *factors[Y]]
+    assert scales[PAIR].factors == [*scales[X].factors, *scales[Y].factors]
     for batch, own in zip(given, only, strict=True):
         assert torch.equal(batch[PAIR], torch.cat([batch[X], batch[Y]], 1))
         assert torch.equal(batch[PAIR], own)

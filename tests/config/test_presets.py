@@ -1,6 +1,7 @@
 """Presets: whole, the paper's, scaled; and as a trainer's arguments, where the vSAE is the same in all units."""
 
 import math
+from dataclasses import replace
 from itertools import repeat
 from typing import get_args
 
@@ -13,6 +14,7 @@ from variational_trainers import D, F, data
 
 from dictionary_learning_ext import VariationalTopKTrainer, load_dictionary, trainer_options
 from dictionary_learning_ext.config.presets import PRESETS, preset
+from dictionary_learning_ext.config.run import RunConfig
 from dictionary_learning_ext.config.sae import DEAD_AFTER_FIRINGS, Posterior
 from dictionary_learning_ext.errors import ConfigError
 from dictionary_learning_ext.trainers.build import build_trainer
@@ -92,11 +94,10 @@ def as_trained(name, posterior):
     if posterior == "learned":
         changed["posterior"] = posterior
     config = preset(name, STEPS).with_settings(changed, "test")
-    sae = config.sae.resolve(STEPS)
+    config = replace(config.resolved, run=RunConfig(steps=STEPS, normalize=config.run.normalize))
     energy = {"sqrt_d": D, "unit": 1}[config.run.normalize]
-    rest = {"layer": 0, "lm_name": "tiny", "device": "cpu", "hook": "", "name": ""}
-    sizes = {"steps": STEPS, "activation_dim": D, "energy": energy}
-    trainer = build_trainer(sae, dtype="float32", **sizes, **rest)
+    sizes = {"activation_dim": D, "energy": energy, "layer": 0}
+    trainer = build_trainer(config, **sizes, name="", device="cpu")
     return in_float64(trainer), energy
 
 

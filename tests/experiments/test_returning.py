@@ -6,6 +6,7 @@ import pytest
 import torch as t
 from small_trainers import D, F, batch
 
+from dictionary_learning_ext.config.run import RunConfig, TrainConfig
 from dictionary_learning_ext.trainers.build import build_trainer
 from experiments.returning import rules
 from experiments.returning.arms import ARCHITECTURES, DOSES, FIRST, FROZEN, GATES
@@ -14,10 +15,10 @@ PLACES = ("blocks.2", "mlp_out")
 
 
 def trained(arm, steps=5, k=4):
-    sae = arm.sae(k, F, 0).resolve(50)
-    where = {"layer": 0, "lm_name": "tiny", "hook": "", "device": "cpu", "name": "x"}
+    config = TrainConfig(arm.sae(k, F, 0), RunConfig(steps=50)).resolved
+    where = {"layer": 0, "device": "cpu", "name": "x"}
     with arm.in_place():
-        trainer = build_trainer(sae, energy=D, steps=50, activation_dim=D, dtype="float32", **where)
+        trainer = build_trainer(config, energy=D, activation_dim=D, **where)
     start_FD = trainer.ae.decoder.weight.T.detach().clone()
     for step in range(steps):
         trainer.update(step, batch(step))

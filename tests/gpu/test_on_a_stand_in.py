@@ -249,7 +249,7 @@ def test_tf32_is_allowed_in_training_alone_and_put_back(
 
     noted(Batches, "mean_squared_norms")  # reads the first activations
     noted(VariationalTopKTrainer, "update")
-    noted(loop, "_evaluate")
+    noted(loop.Run, "_evaluate")
     run = dataclasses.replace(run, device=DEVICE, tf32=tf32, steps=6, eval_tokens=64)
     train(run, {"x": sae_of()})
     assert t.backends.cuda.matmul.allow_tf32 == former

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch as t
 
+from dictionary_learning_ext.config.run import RunConfig, TrainConfig
 from dictionary_learning_ext.config.sae import CONFIGS, option_names, sae_settings
 from dictionary_learning_ext.trainers.build import build_trainer
 
@@ -24,20 +25,11 @@ def built(
     """The trainer of an architecture for a run of STEPS, with these options. Default: k = K."""
     if "k" in option_names(CONFIGS[architecture]):
         options = {"k": K} | options
-    sae = sae_settings(architecture, {"dict_size": F, **options})
-    return build_trainer(
-        sae.without_unused().resolve(STEPS),
-        energy=1.0,
-        steps=STEPS,
-        activation_dim=D,
-        layer=0,
-        lm_name="tiny",
-        hook="blocks.0.hook_resid_post",
-        device=device,
-        dtype=dtype,
-        name="x",
-        first_fill=first_fill,
-    )
+    sae = sae_settings(architecture, {"dict_size": F, **options}).without_unused()
+    where: Any = {"model": "tiny", "hook": "blocks.0.hook_resid_post", "dtype": dtype}
+    config = TrainConfig(sae, RunConfig(steps=STEPS, **where)).resolved
+    sizes = {"energy": 1.0, "activation_dim": D, "layer": 0}
+    return build_trainer(config, **sizes, name="x", device=device, first_fill=first_fill)
 
 
 def in_float64(trainer: Any) -> Any:

@@ -213,7 +213,7 @@ def lost(run, folder):
     for owner, name in [
         (Batches, "mean_squared_norms"),
         (Batches, "next"),
-        (loop, "_check_and_log"),
+        (loop.Run, "_check_and_log"),
     ]:
         out, there = io.StringIO(), replace(run, save_dir=str(folder / f"run_{name}"))
         with (

@@ -497,7 +497,7 @@ def test_the_hook_points_share_the_passes_of_the_language_model(sweep_file, tmp_
     path = sweep_file(parameters={"hook": {"values": hooks}, "k": {"values": [2, 4]}})
     configs = configurations(read_sweep(path), train_config)
     assert len(configs) == 4
-    for further_passes in ("_evaluate", "warn_of_sinks"):
+    for further_passes in ("Run._evaluate", "warn_of_sinks"):
         monkeypatch.setattr(
             f"dictionary_learning_ext.training.loop.{further_passes}", lambda *_: None
         )

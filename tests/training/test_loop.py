@@ -488,7 +488,7 @@ def test_a_signal_in_the_last_step_is_not_forgotten(run, monkeypatch):
 
 
 def test_a_signal_before_the_first_step_says_that_nothing_was_written(run, monkeypatch):
-    monkeypatch.setattr(loop, "prepare", stop)
+    monkeypatch.setattr(loop, "Run", stop)
     with pytest.raises(Interrupted) as stopped:
         train(run, {"x": sae_of()})
     said = "stopped by SIGTERM before the first step; nothing was written or changed"

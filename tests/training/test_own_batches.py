@@ -9,6 +9,7 @@ import pytest
 import torch as t
 
 from dictionary_learning_ext import RunConfig, load_dictionary, train_saes
+from dictionary_learning_ext.config.run import TrainConfig
 from dictionary_learning_ext.config.sae import TopKConfig, VSAETopKConfig
 from dictionary_learning_ext.errors import (
     ConfigError,
@@ -43,18 +44,8 @@ def stepped(sae):
     """The weights after a step on each batch, in units of E||x||^2 = D of the first."""
     given = batches()
     factor = float((given[0].square().sum(1).mean() / D).sqrt())
-    trainer = build_trainer(
-        sae.resolve(STEPS),
-        energy=D,
-        steps=STEPS,
-        activation_dim=D,
-        layer=0,
-        lm_name="unknown",
-        hook="unknown",
-        device="cpu",
-        dtype="float32",
-        name="x",
-    )
+    config, sizes = TrainConfig(sae, RunConfig(steps=STEPS)).resolved, {"layer": 0, "energy": D}
+    trainer = build_trainer(config, activation_dim=D, **sizes, name="x", device="cpu")
     for step, x_BD in enumerate(given):
         trainer.update(step, x_BD / factor)
     return for_raw_activations(trainer.ae, factor).state_dict()

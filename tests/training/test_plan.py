@@ -210,23 +210,20 @@ def test_each_process_has_its_share_of_a_plan_the_largest_saes_dealt_first(count
     saes |= {"c": VSAETopKConfig(dict_size=32, k=4), "d": VSAETopKConfig(dict_size=32, k=4)}
     late = "blocks.3.hook_mlp_out"
     planned = plan(RunConfig(save_dir=str(tmp_path)), saes, {"c": late, "d": late})
-    shares = [planned.share(Processes(rank, count), "cpu") for rank in range(count)]
-    for share, names in zip(shares, dealt, strict=True):
-        assert [job.name for job in share.jobs] == names
-        assert share.in_memory == share.jobs
-        assert share.written == [tmp_path / name for name in names]
-    assert {hook for share in shares for hook in share.hooks} == set(planned.hooks)
-    for number, share in enumerate(shares):
-        for other in shares[:number]:
-            assert not {*share.hooks} & {*other.hooks}, "each hook point is spoken for once"
+    ranks = [Processes(rank, count) for rank in range(count)]
+    for rank, names in zip(ranks, dealt, strict=True):
+        assert [job.name for job in planned.jobs_of(rank)] == names
+        assert planned.in_memory_of(rank, "cpu") == planned.jobs_of(rank)
+    spoken_for = [hook for rank in ranks for hook in planned.new_hooks_of(rank)]
+    assert sorted(spoken_for) == sorted(planned.hooks), "each hook point once"
 
 
 def test_the_processes_of_a_machine_share_its_memory_unless_each_has_a_gpu(tmp_path):
     planned = plan(RunConfig(save_dir=str(tmp_path)), {"a": A, "b": B})
     second = Processes(rank=3, count=4, local_rank=1, local_count=2)
-    assert [planned.share(second, device).in_memory for device in ("cpu", "cuda:1")] == [[], []]
+    assert [planned.in_memory_of(second, device) for device in ("cpu", "cuda:1")] == [[], []]
     alone = Processes(rank=1, count=2, local_rank=1, local_count=2)
-    names = [[job.name for job in planned.share(alone, d).in_memory] for d in ("cpu", "cuda:1")]
+    names = [[job.name for job in planned.in_memory_of(alone, d)] for d in ("cpu", "cuda:1")]
     assert names == [["a", "b"], ["b"]]
 
 

@@ -97,7 +97,7 @@ def test_what_a_run_starts_from_is_freed_before_the_first_step(run, tmp_path, mo
     saes = {name: sae_of(name) for name in ("vsae_top_k", "top_k")}  # two optimisers
     run, seen = replace(run, eval_tokens=0, steps=30), []
     former = train(replace(run, save_dir=str(tmp_path / "former")), saes)
-    original, load = SAERun.update, resuming.trained_sae
+    original, load = SAERun.update, loop.trained_sae
 
     def first_update(self, step, x_BD):
         gc.collect()
@@ -112,7 +112,7 @@ def test_what_a_run_starts_from_is_freed_before_the_first_step(run, tmp_path, mo
         return source
 
     sources = []
-    monkeypatch.setattr(resuming, "trained_sae", trained_sae)
+    monkeypatch.setattr(loop, "trained_sae", trained_sae)
     stopped_at(23, monkeypatch)
     started = {n: replace(sae, init_from=str(former[n])) for n, sae in saes.items()}
     with pytest.raises(Interrupted):
@@ -191,7 +191,7 @@ def test_versions_that_differ_are_named_and_no_others(caplog):
     hashes = {"language_model": "a", "tokenizer": "b"}
     point = SimpleNamespace(hashes=hashes, versions={"torch": "1", "numpy": "2"})
     now = {"torch": "1", "numpy": "3"}
-    resuming.require_same_inputs([SimpleNamespace(folder=Path("x"))], [point], hashes, now)
+    resuming.require_same_inputs({Path("x"): point}, "a model", hashes, now)
     assert "numpy was 2, is 3" in caplog.text
     assert "torch" not in caplog.text
 
@@ -365,7 +365,7 @@ def child(run, saes, ends):
     """A run in a process of its own, as `train` in a script. Unless it `ends`, it waits for a kill before its evaluation."""
     t.set_num_threads(2)
     if not ends:
-        loop._evaluate = lambda _: signal.pause()
+        loop.Run._evaluate = lambda _: signal.pause()
     train(run, saes, resume=Path(run.save_dir, "config.json").exists())
 
 
