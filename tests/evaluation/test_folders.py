@@ -17,8 +17,8 @@ from dictionary_learning_ext.config.architectures import TRAINED
 from dictionary_learning_ext.errors import CheckpointError, ConfigError
 from dictionary_learning_ext.evaluation.folders import evaluate_folders, open_folders
 from dictionary_learning_ext.run_folder import comparing, foreign, sae_folder
-from dictionary_learning_ext.run_folder.comparing import CONTEXTS, MEASURED_ON
 from dictionary_learning_ext.run_folder.files import CODES, read_json
+from dictionary_learning_ext.run_folder.identity import CONTEXTS, MEASURED_ON
 from dictionary_learning_ext.run_folder.sae_folder import find_sae, read_metrics
 
 CHANGED = {
