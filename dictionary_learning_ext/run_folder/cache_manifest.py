@@ -17,7 +17,7 @@ Imports no torch.
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -188,19 +188,3 @@ def require_whole(folder: Path, files: Iterable[CacheFile]) -> None:
             raise ActivationsError(
                 f"{path}: {size:,} bytes", expected=f"{file.bytes:,}", instead=REPAIR
             )
-
-
-def differences(was: CacheSettings, now: CacheSettings) -> list[str]:
-    """The settings in which two caches differ, each as "dtype=float32, not float16"."""
-    pairs = [(each.name, getattr(was, each.name), getattr(now, each.name)) for each in fields(was)]
-    return [
-        f"{name}={_in_short(one)}, not {_in_short(other)}"
-        for name, one, other in pairs
-        if one != other
-    ]
-
-
-def _in_short(value: Any) -> str:
-    """A setting's value; of hook points the names, and of a hash the first digits."""
-    text = ",".join(value) if isinstance(value, dict) else str(value)
-    return text if len(text) < 40 or not text.isalnum() else text[:12]

@@ -12,14 +12,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from huggingface_hub.constants import HF_HUB_CACHE
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.file_download import repo_folder_name
-
 from ..config.hooks import RESID_POST, RESID_PRE, HookName, hook_name
 from ..config.run import RunConfig
 from ..config.sae import SCHEDULES
-from ..errors import ActivationsError, UserError
+from ..errors import ActivationsError, UserError, shown
 from .cache_manifest import read_manifest
 from .files import at_home, hash_of_files
 
@@ -112,21 +108,31 @@ def require_alike(
     advice: str = "",
     ignoring: Collection[str] = (),
 ) -> None:
-    """Raise an error about the first part in which something differs from the first of the things.
+    """Raise an error, with the parts in which they differ, unless all things are like the first.
 
     Arguments:
-        things: by the names of their folders.
-        advice: what to do; {name} stands for the part. Default: how SAEs that differ in it can be measured.
+        things: by what the message calls them.
+        advice: what to do; {name} stands for the first part that differs. Default: how SAEs of other settings are measured.
     """
     (first_name, first), *others = things.items()
-    for folder, parts in others:
-        for name in differences(first, parts, ignoring=ignoring):
-            one, other = first[name], parts[name]
-            said = f"{folder}: its run has {name}={other!r}, but {first_name} has {one!r}"
-            instead = "evaluate folders with different settings separately"
-            if name in LEAVING_OUT:
-                instead = f"give {name}={one or other} to measure both the same way"
-            raise error(said, instead=advice.format(name=name) or instead)
+    for called, parts in others:
+        if not (names := differences(first, parts, ignoring=ignoring)):
+            continue
+        own, its = (
+            " and ".join(f"{name}={_in_short(of[name])}" for name in names) for of in (parts, first)
+        )
+        instead = advice or "evaluate folders with different settings separately"
+        if not advice and (name := names[0]) in LEAVING_OUT:
+            instead = f"give {name}={first[name] or parts[name]} to measure both the same way"
+        raise error(
+            f"{called} has {own}, but {first_name} has {its}", instead=instead.format(name=names[0])
+        )
+
+
+def _in_short(value: Any) -> str:
+    """A part's value; of hook points the names, and of a hash the first digits."""
+    is_hash = isinstance(value, str) and len(value) >= 40 and value.isalnum()
+    return ",".join(value) if isinstance(value, dict) else shown(value[:12] if is_hash else value)
 
 
 # --- what a measurement is of
@@ -188,6 +194,10 @@ def _is_hidden(file: Path, folder: Path) -> bool:
 
 def _commit_of(name: str | None) -> str | None:
     """The commit of a language model in the hub's cache."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.file_download import repo_folder_name
+
     try:
         repository = repo_folder_name(repo_id=str(name), repo_type="model")
     except HFValidationError:  # no name of the hub: a folder that isn't there

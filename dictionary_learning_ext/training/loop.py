@@ -280,7 +280,7 @@ def _opened(share: Share, signals: Interrupts, inputs: Inputs, start: Start) -> 
         inputs.require_held_out()
     hashes = inputs.hashes()
     if share.processes.are_several:
-        read = {n.replace("_", " "): h for n, h in hashes.items()} | inputs.data_hashes()
+        read = hashes | inputs.data_hashes()
         share.processes.require_alike(read, "copy the same files to every machine")
     batches, samples = inputs.training_batches(), {}
     if settings.eval_every is not None:

@@ -20,6 +20,7 @@ from ..config.sae import SAEConfig
 from ..errors import CheckpointError, LanguageModelError
 from ..run_folder.files import CONFIG, divided
 from ..run_folder.foreign_weights import load_foreign
+from ..run_folder.identity import differences, require_alike
 from ..run_folder.reading import load_config
 from ..run_folder.resume_points import ResumePoint, Scale, newest_points
 from ..run_folder.sae_folder import find_sae
@@ -105,16 +106,13 @@ def require_same_inputs(
     """
     for job, point in zip(jobs, points, strict=True):
         folder = job.folder
-        for part, what in (("language_model", "weights"), ("tokenizer", "tokenizer or config")):
-            if point.hashes[part] != hashes[part]:
-                raise LanguageModelError(
-                    f"{folder}: the language model {job.config.run.model!r} has changed since the "
-                    f"run was interrupted: the SHA-256 or commit of its {what} was {point.hashes[part][:12]}, "
-                    f"not {hashes[part][:12]}; put the original back"
-                )
+        now = f"the language model {job.config.run.model!r}"
+        changed = "it has changed since the run was interrupted: put the original back"
+        both = {now: hashes, str(folder): point.hashes}
+        require_alike(both, LanguageModelError, changed)
         was = point.versions
-        differ = [f"{n} was {was.get(n)}, is {v}" for n, v in versions.items() if was.get(n) != v]
-        if differ:
+        if names := differences(was, versions):
+            differ = [f"{name} was {was[name]}, is {versions[name]}" for name in names]
             said = ", ".join(differ)
             logger.warning("%s: %s: the result may not be bit-identical", folder, said)
 

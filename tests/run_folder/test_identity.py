@@ -7,7 +7,6 @@ import shutil
 import pytest
 from export_folders import of_sae_lens
 
-from dictionary_learning_ext.run_folder import identity
 from dictionary_learning_ext.run_folder.identity import differences, key_of, parts_of, sources_of
 from dictionary_learning_ext.run_folder.sae_folder import find_sae
 
@@ -37,7 +36,7 @@ def test_a_text_is_known_by_its_content(is_folder, tmp_path):
 
 
 def test_what_is_not_here_or_shipped_has_no_hash(tmp_path, monkeypatch):
-    monkeypatch.setattr(identity, "HF_HUB_CACHE", tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", tmp_path)
     for name in ("embedded", "./gone/lm", "jane/lm"):
         assert sources_of({"data": name, "model": name}) == {"data": None, "model": None}
     commit = tmp_path / "models--jane--lm" / "refs" / "main"

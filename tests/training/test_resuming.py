@@ -37,6 +37,7 @@ from dictionary_learning_ext.activations.buffer import ResidualBuffer
 from dictionary_learning_ext.activations.inputs import open_inputs
 from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.config.architectures import TRAINED
+from dictionary_learning_ext.config.run import TrainConfig
 from dictionary_learning_ext.errors import (
     CheckpointError,
     ConfigError,
@@ -47,6 +48,7 @@ from dictionary_learning_ext.errors import (
 from dictionary_learning_ext.run_folder.reading import load_config, read_history, read_run
 from dictionary_learning_ext.run_folder.resume_points import ResumePoint, steps_of
 from dictionary_learning_ext.training import loop, resuming
+from dictionary_learning_ext.training.plan import Job
 from dictionary_learning_ext.training.sae_run import SAERun
 
 MORE = {
@@ -191,7 +193,8 @@ def test_versions_that_differ_are_named_and_no_others(caplog):
     hashes = {"language_model": "a", "tokenizer": "b"}
     point = SimpleNamespace(hashes=hashes, versions={"torch": "1", "numpy": "2"})
     now = {"torch": "1", "numpy": "3"}
-    resuming.require_same_inputs([SimpleNamespace(folder=Path("x"))], [point], hashes, now)
+    job = Job("x", TrainConfig(), Path("x"))
+    resuming.require_same_inputs([job], [point], hashes, now)
     assert "numpy was 2, is 3" in caplog.text
     assert "torch" not in caplog.text
 
