@@ -3,7 +3,6 @@
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -15,7 +14,7 @@ from ..activations.hook_points import HookPoint
 from ..activations.rows import drawn_seed
 from ..config.architectures import BY_DICT_CLASS, TRAINED
 from ..config.checks import require
-from ..config.run import may_move, require_same
+from ..config.run import MAY_MOVE, require_same
 from ..config.sae import SAEConfig
 from ..errors import CheckpointError, LanguageModelError
 from ..run_folder.files import CONFIG, divided
@@ -73,9 +72,8 @@ def _resumed(share: Share) -> Start | None:
         return None
     points = [of_folders[folder] for folder in own]
     for job, point in zip(jobs, points, strict=True):
-        was, now, run = point.settings, job.config.to_dict(), job.config.run
-        but = may_move(replace(run, activations=was["activations"]), run)
-        require_same(was, now, str(job.folder), but=but, advice=_AS_THE_POINT)
+        was, now = point.settings, job.config.to_dict()
+        require_same(was, now, str(job.folder), but=MAY_MOVE, advice=_AS_THE_POINT)
     device = share.planned.settings.device
     if share.processes.is_first and points and has_moved(points[0], device):
         logger.warning(
