@@ -38,11 +38,11 @@ from ..run_folder.cache_manifest import (
     CacheFile,
     CacheManifest,
     CacheSettings,
-    differences,
     read_manifest,
     require_whole,
 )
 from ..run_folder.files import locked, remove, remove_left_behind, replacing, write_json
+from ..run_folder.identity import differences, require_alike
 from .hook_points import find_hook
 from .language_models import identity, load_model, settings_hash
 from .passes import Contexts, SharedPasses
@@ -136,12 +136,11 @@ def _existing_cache(folder: Path, settings: CacheSettings, overwrite: bool) -> C
     Raises: ActivationsError if the folder holds other files, or a cache of other settings.
     """
     manifest = read_manifest(folder)
-    if manifest is not None and (differ := differences(manifest.settings, settings)):
+    if manifest is not None and differences(vars(manifest.settings), vars(settings)):
         if not overwrite:
-            raise ActivationsError(
-                f"{folder}: the cache has {', '.join(differ)}",
-                instead="use the same settings to continue it, or choose another folder",
-            )
+            both = {"this command": vars(settings), str(folder): vars(manifest.settings)}
+            advice = "use the same settings to continue it, or choose another folder"
+            require_alike(both, ActivationsError, advice)
         for name in (_FILES, INFO, STATE, HELD_OUT, MANIFEST):
             for path in folder.glob(name):
                 remove(path)
@@ -222,13 +221,8 @@ class _Writer:
             eval_documents=run.eval_documents if run.eval_tokens else 0,
             text_column=run.text_column,
         )
-        first, *others = group.gather(self.settings)
-        for rank, settings in enumerate(others, start=1):
-            if differ := differences(settings, first):
-                raise ActivationsError(
-                    f"rank {rank} has {', '.join(differ)} as rank 0",
-                    instead="copy the same files to every machine",
-                )
+        of_ranks = {f"rank {n}": vars(own) for n, own in enumerate(group.gather(self.settings))}
+        require_alike(of_ranks, ActivationsError, "copy the same files to every machine")
         row_lengths = [run.ctx_len * point.activation_dim for point in points.values()]
         context_bytes = sum(row_lengths) * np.dtype(dtype).itemsize
         # The offsets of Arrow's lists are int32.

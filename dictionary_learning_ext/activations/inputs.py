@@ -29,6 +29,7 @@ from ..config.run import RunConfig, Split, evaluation_batch
 from ..devices import chosen_device
 from ..errors import ActivationsError, LanguageModelError
 from ..run_folder.cache_manifest import DOCUMENTS, HELD_OUT, CacheManifest
+from ..run_folder.identity import require_alike
 from .batches import Batches, BatchSource
 from .hook_points import HookPoint, find_hook, require_hook
 from .language_models import (
@@ -142,7 +143,7 @@ class Inputs(ABC):
         """Hashes of the language model and its tokenizer, which must not change before a run resumes."""
 
     def data_hashes(self) -> dict[str, str]:
-        """SHA-256 of each data source, by kind: "text", or "set of activations". Empty for a caller's own batches."""
+        """SHA-256 of each data source, by kind: "text", or "activations". Empty for a caller's own batches."""
         return {}
 
     def training_batches(self) -> Batches:
@@ -374,7 +375,7 @@ class _StoredInputs(Inputs):
         return {"language_model": settings.language_model, "tokenizer": settings.tokenizer}
 
     def data_hashes(self) -> dict[str, str]:
-        return {"set of activations": self._stored.digest}
+        return {"activations": self._stored.digest}
 
     def _source(self, hook: str) -> BatchSource:
         settings = self._settings
@@ -411,16 +412,9 @@ def _cached_model(run: RunConfig, stored: StoredActivations, manifest: CacheMani
     settings = manifest.settings
     dtype: Any = settings.lm_dtype
     model = load_model(replace(run, dtype=dtype))
-    for what, was, now in (
-        ("weights", settings.language_model, identity(model.module)),
-        ("tokenizer or config", settings.tokenizer, settings_hash(model)),
-    ):
-        if was != now:
-            raise LanguageModelError(
-                f"the cache {stored.place} is of another language model than {run.model!r}: the"
-                f" SHA-256 or commit of its {what} is {was[:12]}, not {now[:12]}",
-                instead="give the model that was cached",
-            )
+    now = {"language_model": identity(model.module), "tokenizer": settings_hash(model)}
+    both = {f"the language model {run.model!r}": now, f"the cache {stored.place}": vars(settings)}
+    require_alike(both, LanguageModelError, "give the language model that was cached")
     return model
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from ..config.checks import changed, require
 from ..config.run import RunConfig
 from ..errors import ConfigError
-from ..run_folder.comparing import LEAVING_OUT
+from ..run_folder.identity import LEAVING_OUT
 
 CONTEXTS_PER_MEDIAN = 32
 """Contexts whose median norm each norm is compared with, whatever the language model's batch size."""

@@ -32,8 +32,8 @@ from ..run_folder.cache_manifest import (
     CacheManifest,
     finished_manifest,
 )
-from ..run_folder.comparing import same_setting
 from ..run_folder.files import at_home, hash_of_files
+from ..run_folder.identity import differences
 
 STATE, INFO = "state.json", "dataset_info.json"
 """What `datasets.save_to_disk` writes beside a data set's Arrow files."""
@@ -130,14 +130,14 @@ class StoredActivations:
         """Raise an ActivationsError if a run has another language model or text, or a hook point is missing."""
         for name in hooks:
             self.width(name)
-        for name, known in self.known.items():
-            if not same_setting(name, known, given := getattr(settings, name)):
-                raise ActivationsError(
-                    f"the cache {self.place} has {known}",
-                    name=name,
-                    value=given,
-                    instead="give the same or leave it out",
-                )
+        given = vars(settings)
+        for name in differences(self.known, given):
+            raise ActivationsError(
+                f"the cache {self.place} has {self.known[name]}",
+                name=name,
+                value=given[name],
+                instead="give the same or leave it out",
+            )
 
 
 def open_stored(folder: str | Path) -> StoredActivations:

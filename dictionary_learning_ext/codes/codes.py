@@ -36,9 +36,14 @@ from ..activations.rows import ContextBatch
 from ..activations.stored import UNKNOWN
 from ..config.run import RunConfig
 from ..errors import CheckpointError, LanguageModelError, TextError, first_line
-from ..run_folder.comparing import STORED, measured_on
 from ..run_folder.files import CODES, replacing
-from ..run_folder.identity import hash_of_definitions, sources_of
+from ..run_folder.identity import (
+    differences,
+    hash_of_definitions,
+    measured_on,
+    parts_of,
+    sources_of,
+)
 from ..run_folder.sae_folder import find_sae
 from ..run_folder.weights import load_sae
 from ..trainers.dictionaries import decoder_directions, k_of, sides
@@ -359,12 +364,10 @@ def text_key(run: RunConfig, tokens: int) -> dict[str, Any]:
     return json.loads(json.dumps(found, default=str))
 
 
-def content_of(text: dict[str, Any]) -> dict[str, Any]:
-    """The key of a text without the names of files whose content is hashed, which may move. A cache stands for its text and
-    language model."""
-    hashed = {name for name, digest in text.get("files", {}).items() if digest is not None}
-    named = hashed | ({"data", "model"} if STORED in hashed else set())
-    return {name: value for name, value in text.items() if name not in named}
+def parts_of_codes(text: dict[str, Any], **content: str) -> dict[str, Any]:
+    """What codes are of: the parts of their text by its key, and hashes of others, e.g. of the weights."""
+    settings = {**text}
+    return parts_of(settings, settings.pop("files", {}) | content)
 
 
 def _definitions() -> str:
@@ -415,18 +418,17 @@ def kept_codes(
     text: dict[str, Any] | None = None,
     *,
     with_all: bool = False,
-    of_gone: bool = False,
 ) -> Codes | None:
     """The codes of an SAE on a text that are kept beside it; None if there are none.
 
-    Logs why stale codes are ignored: they are of another SAE, text or definition, or can't be read.
+    Logs why stale codes are ignored: they are of another SAE, text or definition, or can't be read. What can't be hashed now,
+    e.g. a cache that is gone, is known by its name.
 
     Arguments:
         folder: the SAE's folder of results.
         sae: its `SAEFolder.hash`.
         text: the key of the text, see `text_key`. None: any text.
         with_all: take only codes that have all sums of an evaluation.
-        of_gone: whether the text is that of a cache which is gone. Codes of a cache with the same settings are then taken.
     """
     path = folder / CODES
     if not path.is_file():
@@ -437,8 +439,13 @@ def kept_codes(
             content = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, as a safe_open can't be iterated
         if about["hash"] != _hash_of(content, about):
             raise ValueError("it is damaged")
-        if other := _what_is_other(about, sae, text, with_all, of_gone):
-            logger.info("%s is not used: %s", path, other)
+        was = parts_of_codes(about["text"], weights=about["sae"], definitions=about["definitions"])
+        now = parts_of_codes(text or {}, weights=sae, definitions=_definitions())
+        if other := differences(was, now):
+            logger.info("%s is not used: it is of other %s", path, ", ".join(other))
+            return None
+        if with_all and not about["has_all"]:
+            logger.info("%s is not used: it lacks what only an evaluation measures", path)
             return None
         return _codes_in(content, about, dictionary)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
@@ -454,26 +461,6 @@ def _hash_of(content: dict[str, np.ndarray], about: dict[str, Any]) -> str:
         digest.update(f"{name} {array.shape} {array.dtype}".encode())
         digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
-
-
-def _what_is_other(
-    about: dict[str, Any], sae: str, text: dict[str, Any] | None, with_all: bool, of_gone: bool
-) -> str:
-    """How kept codes differ from those that are asked for; empty if they don't. See `kept_codes`."""
-    if about["definitions"] != _definitions():
-        return "it was written by another version of this package, or with other definitions"
-    if about["sae"] != sae:
-        return "it is of other weights"
-    if text is not None:
-        was, now = content_of(about["text"]), content_of(text)
-        of_files = {"files", STORED, "data", "model"}
-        left_out = of_files if of_gone and was.get("files", {}).keys() == {STORED} else set()
-        differ = [name for name in now.keys() - left_out if was.get(name) != now[name]]
-        if differ:
-            return f"it is of a different text ({', '.join(sorted(differ))})"
-    if with_all and not about["has_all"]:
-        return "it lacks what only an evaluation measures"
-    return ""
 
 
 def _codes_in(

@@ -133,7 +133,6 @@ def run_compare(flags: CompareFlags) -> None:
     from ..features.agreement import COME_BACK
     from ..features.reproduce_text import sentence_of
     from ..features.seeds import compare_seeds
-    from ..run_folder.comparing import trained_as
 
     reasons = stale_metrics(results, saes)
     metrics = None if flags.columns is None else chosen(flags.columns)
@@ -160,8 +159,7 @@ def run_compare(flags: CompareFlags) -> None:
                 columns[measure.label] |= dict.fromkeys(folders, measure.text(share))
     print(results_table(results, saes, metrics, columns))
     if groups:
-        firsts = {names[0]: saes[names[0]] for names, _ in groups}
-        called = titles(firsts, trained_as(firsts))
+        called = titles({names[0]: saes[names[0]] for names, _ in groups})
         print(f"\n{sentence_of({called[names[0]]: returning for names, returning in groups})}")
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from ..config.names import is_of_seeds
 from ..config.run import ReportOptions
 from ..errors import ConfigError
-from ..run_folder.comparing import grouped_by_setting, trained_as
+from ..run_folder.comparing import grouped_by_setting
 from ..run_folder.reading import runs_in
 from ..run_folder.sae_folder import find_sae, saes_in
 from .flags import FOLDERS, Command, positional
@@ -51,7 +51,7 @@ def run(flags: ReportFlags) -> None:
         saes, out = {sae.name: sae for sae in saes_in(flags.folders)}, flags.out
         if folder not in saes and out is None:
             out = folder  # the page is about those in it
-        groups = [[saes[n] for n in group] for group in grouped_by_setting(saes, trained_as(saes))]
+        groups = [[saes[n] for n in group] for group in grouped_by_setting(saes)]
         first, *others = (group[0] for group in groups)
         against, seeds = map(find_sae, flags.against), map(find_sae, flags.seeds)
         others = [*others, *against]

@@ -11,10 +11,10 @@ from ..config.names import POINT, kind
 from ..config.presets import DEFAULT_PRESET, preset
 from ..config.run import (
     CONTINUE_OR_START,
+    MAY_MOVE,
     NONE,
     RunConfig,
     TrainConfig,
-    may_move,
     require_same,
 )
 from ..config.sae import CHOICES, CONFIGS, NOISES, SAEConfig, VSAETopKConfig, not_used, option_names
@@ -215,13 +215,12 @@ def _settings(
         require(is_there, "resume", str(flags.resume), alone, instead="leave them out")
         was, saes, hooks = read_run(flags.resume)
         run = replace(flags.run, save_dir=was.save_dir)
-        places = may_move(was, flags.run)
         require_same(
             next(iter(saes.values())).given() | asdict(was),
             flags.sae.given() | asdict(flags.run),
             f"--resume {flags.resume}",
             typed=flags.given,
-            but=places if {*places} & flags.given.keys() else (),
+            but=MAY_MOVE if {*MAY_MOVE} & flags.given.keys() else (),
             advice=_advice(run_folders(flags.resume)[0], was, flags, CONTINUE_OR_START),
         )
     return run, saes, hooks, resume

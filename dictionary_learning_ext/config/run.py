@@ -379,12 +379,8 @@ def as_json(settings: dict[str, Any]) -> dict[str, Any]:
 CONTINUE_OR_START = "leave out {names} to continue it, or start a new run with config=FOLDER"
 
 
-def may_move(was: "RunConfig", now: "RunConfig") -> tuple[str, ...]:
-    """The settings that may differ when a run resumes, as files may have moved: their content is compared by hash."""
-    is_stored = None not in (was.activations, now.activations)
-    return ("model", "data", "activations") if is_stored else ("model", "data")
-
-
+MAY_MOVE = ("model", "data", "activations")
+"""The settings that may differ when a run resumes, as files may have moved: their content is compared by hash."""
 _DEAD = ("dead_feature_threshold",)
 _FOLLOW = {"steps": SCHEDULES, "k": _DEAD, "dict_size": _DEAD}
 """The settings that follow from others by default."""
@@ -405,13 +401,14 @@ def require_same(
     Arguments:
         source: the folder of the former settings, for the message.
         typed: the settings that the user typed. If one of them differs, the message names no others.
-        but: settings that are not compared.
+        but: settings that are not compared, unless one of the two is None.
         advice: what to do. {names} stands for the settings that differ, {former} for these with their former values.
     """
     was, now = as_json(was), as_json(now)
     old, new = _deciding_the_result(was), _deciding_the_result(now)
     names = [name for name in sorted(old | new) if old.get(name) != new.get(name)]
-    names = [name for name in names if name not in ("text_passes", *but)]
+    ignored = {"text_passes", *(n for n in but if None not in (was.get(n), now.get(n)))}
+    names = [name for name in names if name not in ignored]
     following = {each for name in names for each in _FOLLOW.get(name, ())}
     names = [name for name in names if name in typed] or [n for n in names if n not in following]
     if not names:

@@ -1,7 +1,7 @@
 """Open SAEs with their activations, and evaluate them."""
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from operator import index
@@ -30,16 +30,9 @@ from ..errors import (
     LanguageModelError,
     TextError,
 )
-from ..run_folder.comparing import (
-    CONTEXTS,
-    MEASURED_ON,
-    PLACE,
-    STORED,
-    evaluation_file,
-    former_evaluation,
-    require_one_setting,
-)
+from ..run_folder.comparing import evaluation_file, former_evaluation
 from ..run_folder.files import EVALUATION, at_home, require_writable, write_json
+from ..run_folder.identity import CONTEXTS, PLACE, STORED, measured_on, require_alike
 from ..run_folder.moved import not_here
 from ..run_folder.sae_folder import SAEFolder, find_sae, find_saes
 from ..run_folder.trained_on import all_trained_on, trained_on
@@ -100,7 +93,7 @@ def evaluate_folders(
     for folder in results_of.values():
         require_writable(folder / EVALUATION, "out")
     runs = all_trained_on(found, **where)
-    _require_measured_alike(runs, [n for n in MEASURED_ON if n not in PLACE])
+    _require_measured_alike(runs, ignoring=PLACE)
     tokens = _own_tokens(runs) if tokens is None else tokens
     by_hook: dict[str, list[str]] = {}
     for name, run in runs.items():
@@ -122,7 +115,7 @@ def evaluate_folders(
             former = former_evaluation(to)
             if changes_since(sae, former):
                 former = {}  # of other weights, text or definitions: this one takes its place
-            path = evaluation_file(sae, to, run, tokens, results[name], former)
+            path = evaluation_file(sae, to, tokens, results[name], former)
             write_json(path, results[name], "out")
             on_written(path)
     return {name: results[name] for name in runs}
@@ -273,7 +266,6 @@ class OpenedFolders:
                 codes = kept_codes(
                     *(folder.results, sae, folder.hash, text),
                     with_all=with_all,
-                    of_gone=self.is_without_cache,
                 )
             if codes is None:
                 missing[name] = sae
@@ -336,7 +328,7 @@ def _opened(
     language_model: CausalLM | None = None,
 ) -> OpenedFolders:
     """Load the SAEs of these runs, if they aren't loaded yet."""
-    _require_measured_alike(runs, MEASURED_ON)
+    _require_measured_alike(runs)
     run = next(iter(runs.values()))
     folders = {name: found[name] for name in runs}
     if saes is None:
@@ -344,12 +336,10 @@ def _opened(
     return OpenedFolders(run, dict(saes), _own_tokens(runs), folders, language_model)
 
 
-def _require_measured_alike(runs: dict[str, RunConfig], names: Sequence[str]) -> None:
+def _require_measured_alike(runs: dict[str, RunConfig], ignoring: Collection[str] = ()) -> None:
     """Raise a CheckpointError unless these runs are measured with the same settings."""
-    measured = {
-        name: replace(run, max_norm_multiple=run.sink_multiple) for name, run in runs.items()
-    }
-    require_one_setting(measured, names, CheckpointError)
+    measured = {name: {"target": None} | measured_on(run) for name, run in runs.items()}
+    require_alike(measured, CheckpointError, ignoring={STORED, *ignoring})
 
 
 def _own_tokens(runs: dict[str, RunConfig]) -> int:

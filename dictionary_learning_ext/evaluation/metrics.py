@@ -20,9 +20,14 @@ import torch as t
 from ..codes.codes import Codes
 from ..codes.encoding import LanguageModelLosses, NotMeasured, Totals
 from ..config.run import RunConfig
-from ..run_folder.comparing import measured_on
 from ..run_folder.files import NOT_MEASURED, OF
-from ..run_folder.identity import changed, hash_of_definitions, identity
+from ..run_folder.identity import (
+    differences,
+    hash_of_definitions,
+    measured_on,
+    parts_of,
+    sources_of,
+)
 from ..run_folder.sae_folder import SAEFolder
 from ..trainers import posterior
 
@@ -381,12 +386,23 @@ def with_identity(metrics: dict[str, Any], sae: str, run: RunConfig) -> dict[str
         sae: the SAE's `hash`.
     """
     settings = measured_on(run)
-    return metrics | {"measured_on": settings, OF: identity(sae, settings, _definitions())}
+    return metrics | {"measured_on": settings, OF: _identity(sae, settings)}
 
 
 def changes_since(sae: SAEFolder, metrics: Mapping[str, Any]) -> list[str] | None:
-    """What has changed since an SAE's metrics.json was written, see `changed`."""
-    return changed(sae, metrics, _definitions())
+    """What an SAE's metrics.json is of that differs from now; None if it doesn't say, as earlier versions wrote it.
+
+    What can't be hashed here and now, e.g. a text that isn't on this machine, doesn't count.
+    """
+    if (was := metrics.get(OF)) is None:
+        return None
+    now = _identity(sae.hash, metrics.get("measured_on", {}))
+    return differences(parts_of({}, was), parts_of({}, now))
+
+
+def _identity(sae: str, measured_on: Mapping[str, Any]) -> dict[str, str | None]:
+    """Hashes of what a measurement is of."""
+    return {"weights": sae, **sources_of(measured_on), "definitions": _definitions()}
 
 
 def _definitions() -> str:

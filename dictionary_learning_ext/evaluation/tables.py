@@ -15,8 +15,9 @@ from ..activations.positions import left_out
 from ..config.checks import require_choice
 from ..config.names import is_automatic
 from ..errors import in_shell, printable
-from ..run_folder.comparing import LEAVING_OUT, STORED, measurements, trained_as, unequal
+from ..run_folder.comparing import measurements
 from ..run_folder.files import NOT_MEASURED
+from ..run_folder.identity import LEAVING_OUT, STORED, differences
 from ..run_folder.sae_folder import SEEDS, SAEFolder
 from .metrics import METRICS, Metric, changes_since, shown_in
 
@@ -47,12 +48,15 @@ def results_table(
     """
     metrics = shown_in("compare") if metrics is None else metrics
     width = shutil.get_terminal_size().columns
-    trained, measured = trained_as(saes), measurements(dict(results))
+    trained = {folder: sae.trained_as for folder, sae in saes.items()}
+    measured = measurements(results)
     names = labels_of(trained)
-    differing = unequal(list(measured.values()))
+    differing = differences(*measured.values())
     reasons, first = stale_metrics(results, saes), next(iter(measured.values()))
     marked = {
-        folder: name + " *" * bool(unequal([measured[folder], first])) + " !" * (folder in reasons)
+        folder: name
+        + " *" * bool(differences(first, measured[folder]))
+        + " !" * (folder in reasons)
         for folder, name in names.items()
     }
     parts = [table(results, metrics, width, further, marked)]
@@ -71,7 +75,9 @@ def results_table(
         for name in differing_settings(trained)
         if any(
             _as_label(name, settings.get(name)) not in names[folder]
-            and (name not in differing or settings.get(name) != measured[folder].get(name))
+            and (
+                name not in differing or str(settings.get(name)) != str(measured[folder].get(name))
+            )
             for folder, settings in trained.items()
         )
     ]
@@ -219,7 +225,7 @@ def labels_of(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     settings in which they differ: k=16 seed=1.
 
     Arguments:
-        settings: each one's training settings, by its folder or name, see `trained_as`.
+        settings: each one's training settings, by its folder or name, see `SAEFolder.trained_as`.
     """
     called, endings = _names_from_settings(settings), endings_of(settings)
     for folder, ending in endings.items():
@@ -230,20 +236,19 @@ def labels_of(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     return {f: name if name and times[name] == 1 else endings[f] for f, name in called.items()}
 
 
-def titles(
-    saes: Mapping[str, SAEFolder], trained: Mapping[str, Mapping[str, Any]]
-) -> dict[str, str]:
+def titles(saes: Mapping[str, SAEFolder]) -> dict[str, str]:
     """The name of each setting in tables and prose: its title, and what tells it from others of that title.
 
     Arguments:
         saes: an SAE of each setting.
-        trained: what `trained_as` gives of them.
     """
     plain = {name: sae.title for name, sae in saes.items()}
     found = {}
     for folder, title in plain.items():
         alike = [other for other in plain if plain[other] == title]
-        but_seeds = {f: {n: v for n, v in trained[f].items() if n not in SEEDS} for f in alike}
+        but_seeds = {
+            f: {n: v for n, v in saes[f].trained_as.items() if n not in SEEDS} for f in alike
+        }
         found[folder] = f"{title} {_names_from_settings(but_seeds)[folder]}".strip()
     times, endings = Counter(found.values()), endings_of(saes)
     return {f: name if times[name] == 1 else f"{name} {endings[f]}" for f, name in found.items()}
@@ -293,9 +298,9 @@ def differing_settings(settings: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """The settings in which SAEs differ. data_seed is left out if it is different for each seed.
 
     Arguments:
-        settings: each one's training settings, see `trained_as`.
+        settings: each one's training settings, see `SAEFolder.trained_as`.
     """
-    names = [name for name in unequal([*map(dict, settings.values())]) if name != "trainer_class"]
+    names = differences(*settings.values(), ignoring=("trainer_class",))
     seeds = {(trained.get("seed"), trained.get("data_seed")) for trained in settings.values()}
     follows = "seed" in names and len(seeds) == len({seed for seed, _ in seeds})
     return [name for name in names if not (follows and name == "data_seed")]

@@ -23,7 +23,6 @@ from ..devices import chosen_device
 from ..errors import CheckpointError, ConfigError, LanguageModelError
 from ..evaluation.measure import batches_of
 from ..evaluation.tables import metrics_as_now
-from ..run_folder.comparing import LEAVING_OUT
 from ..run_folder.files import (
     EVALUATION,
     EXPORTS,
@@ -32,6 +31,7 @@ from ..run_folder.files import (
     write_json,
     writing,
 )
+from ..run_folder.identity import LEAVING_OUT
 from ..run_folder.sae_folder import SAEFolder, find_run
 from ..run_folder.schema import Object
 from ..run_folder.trained_on import trained_on

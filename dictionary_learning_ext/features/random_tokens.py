@@ -9,8 +9,6 @@ words. A share that comes back says something at an equal FVE, above this.
 Shapes: N tokens, D activation_dim, F features.
 """
 
-import hashlib
-import json
 import logging
 import time
 from collections.abc import Iterable, Sequence
@@ -24,13 +22,13 @@ from scipy.linalg import solve
 
 from ..activations.inputs import in_batches
 from ..activations.rows import ContextBatch
-from ..codes.codes import Codes, content_of, encode
+from ..codes.codes import Codes, encode, parts_of_codes
 from ..codes.encoding import Totals, as_csr, encoded
 from ..config.run import Split
 from ..errors import CheckpointError, TextError, UserError
 from ..evaluation.folders import OpenedFolders
 from ..run_folder.files import RANDOM_TOKENS, read_json, write_json
-from ..run_folder.identity import hash_of_definitions
+from ..run_folder.identity import hash_of_definitions, key_of
 from ..run_folder.sae_folder import SAEFolder
 from ..run_folder.schema import RANDOM_TOKENS_JSON
 from ..trainers.data_start import token_directions
@@ -134,13 +132,13 @@ def random_tokens(
         codes: of two SAEs or more on the text on which the dictionaries are compared. These have the sizes of the first two.
         sae: the numbers are kept beside it.
         split: that of the codes.
-        known: those that were measured for other SAEs, by `key_of`. These are added.
+        known: those that were measured for other SAEs, by `_key_of`. These are added.
 
     Returns: None, with a warning, if the activations can't be read, or the text is too short.
     """
     if opened is None:
         return kept_random_tokens(codes, sae)
-    known, key = {} if known is None else known, key_of(codes)
+    known, key = {} if known is None else known, _key_of(codes)
     if key not in known:
         known[key] = _random_tokens(opened, codes, sae, split, keep and split == "heldout")
     return known[key]
@@ -165,7 +163,7 @@ def _random_tokens(
     logger.info("two dictionaries of random tokens, to compare with, took %.1f s", seconds)
     if keep:
         try:
-            write_json(sae.results / RANDOM_TOKENS, {"of": key_of(codes), **numbers})
+            write_json(sae.results / RANDOM_TOKENS, {"of": _key_of(codes), **numbers})
         except CheckpointError as error:
             logger.warning("what comes back of random tokens is not kept: %s", error)
     return numbers
@@ -181,7 +179,7 @@ def kept_random_tokens(codes: Sequence[Codes], sae: SAEFolder) -> Numbers | None
     except CheckpointError as error:
         logger.warning("%s is not used: %s", path, error)
         return None
-    return numbers if numbers.pop("of", "") == key_of(codes) else None
+    return numbers if numbers.pop("of", "") == _key_of(codes) else None
 
 
 def _sizes_of(codes: Sequence[Codes]) -> list[tuple[int, int]]:
@@ -191,13 +189,11 @@ def _sizes_of(codes: Sequence[Codes]) -> list[tuple[int, int]]:
     ]
 
 
-def key_of(codes: Sequence[Codes]) -> str:
-    """The hash of what the numbers depend on."""
-    definitions = hash_of_definitions(
-        getfile(Codes), getfile(Totals), getfile(PairOfSAEs), __file__
-    )
-    content = json.dumps([definitions, content_of(codes[0].text), _sizes_of(codes)], sort_keys=True)
-    return hashlib.sha256(content.encode()).hexdigest()
+def _key_of(codes: Sequence[Codes]) -> str:
+    """What the numbers depend on."""
+    sources = getfile(Codes), getfile(Totals), getfile(PairOfSAEs), __file__
+    parts = parts_of_codes(codes[0].text, definitions=hash_of_definitions(*sources))
+    return key_of(parts | {"sizes": _sizes_of(codes)})
 
 
 def come_back_of(saes: Sequence[Any], contexts: Iterable[ContextBatch]) -> Numbers:

@@ -19,14 +19,8 @@ from ..config.run import UNKNOWN, RunConfig
 from ..errors import UserError, as_flag
 from ..evaluation.folders import SAE, OpenedFolders, named_or_given, open_folders
 from ..evaluation.tables import labels_of, metrics_as_now, titles
-from ..run_folder.comparing import (
-    PLACE,
-    grouped_by_setting,
-    same_setting,
-    setting_differs,
-    trained_as,
-    unequal,
-)
+from ..run_folder.comparing import grouped_by_setting
+from ..run_folder.identity import PLACE, differences, require_alike
 from ..run_folder.sae_folder import SEEDS, SAEFolder, find_saes
 from ..run_folder.weights import load_sae
 from .directions import decoder_directions
@@ -68,7 +62,7 @@ def agreement(a: SAE, b: SAE) -> Reproducibility:
     if one is not None and other is not None:
         folders = find_saes([one, other], different=True)
         require_comparable(folders)
-        warn_of_differences(trained_as(folders), _shared_seeds(folders))
+        warn_of_differences(folders)
     saes = {"a": its_sae, "b": the_others}
     return reproducibility({name: decoder_directions(sae) for name, sae in saes.items()})
 
@@ -97,7 +91,7 @@ def reproduce(
     """
     saes = find_saes(folders, different=True)
     require_comparable(saes, where.get("model"))
-    (found,) = _compared({"": [*saes]}, saes, trained_as(saes), tokens, keep, where).values()
+    (found,) = _compared({"": [*saes]}, saes, tokens, keep, where).values()
     return found
 
 
@@ -119,19 +113,19 @@ def reproduce_settings(
     Raises: see `reproduce`. SAEs that differ in more than their seeds must be of one hook point and language model.
     """
     saes = find_saes(folders, different=True)
-    trained, notes = trained_as(saes), list[str]()
-    groups = [group for group in grouped_by_setting(saes, trained) if len(group) > 1]
+    notes = list[str]()
+    groups = [group for group in grouped_by_setting(saes) if len(group) > 1]
     if groups:
         firsts = {group[0]: saes[group[0]] for group in groups}
-        settings = dict(zip(titles(firsts, trained).values(), groups, strict=True))
-        notes = _differing([trained[first] for first in firsts])
+        settings = dict(zip(titles(firsts).values(), groups, strict=True))
+        notes = _differing([sae.trained_as for sae in firsts.values()])
         if alone := [one for one in saes if not any(one in group for group in groups)]:
             notes.append(
                 f"{', '.join(alone)}: left out, as there is no other seed of the same setting"
             )
     else:
         require_comparable(saes, where.get("model"))
-        names, pairs = labels_of(trained), combinations(saes, 2)
+        names, pairs = _labels_of(saes), combinations(saes, 2)
         settings = {" and ".join(names[one] for one in pair): [*pair] for pair in pairs}
     for note in notes:
         logger.warning("%s", note)
@@ -143,7 +137,7 @@ def reproduce_settings(
     found = {}
     for at_place in of_place.values():
         groups_there = {title: settings[title] for title in at_place}
-        found |= _compared(groups_there, saes, trained, tokens, keep, where)
+        found |= _compared(groups_there, saes, tokens, keep, where)
     return {title: found[title] for title in settings}, notes
 
 
@@ -153,7 +147,7 @@ _COMPARED_AT = ("model", *PLACE, "data", "k", "dict_size", "steps", "batch_size"
 
 def _differing(trained: Sequence[Mapping[str, Any]]) -> list[str]:
     """A warning that names the settings in which SAEs differ, of those that they must share to be compared."""
-    names = unequal([{n: v for n, v in own.items() if n in _COMPARED_AT} for own in trained])
+    names = [name for name in differences(*trained) if name in _COMPARED_AT]
     what = f"the settings differ in {', '.join(names)}"
     return [f"{what}: what comes back of one can't be compared with another"] if names else []
 
@@ -161,7 +155,6 @@ def _differing(trained: Sequence[Mapping[str, Any]]) -> list[str]:
 def _compared(
     groups: Mapping[str, Sequence[str]],
     saes: Mapping[str, SAEFolder],
-    trained: Mapping[str, dict[str, Any]],
     tokens: int | None,
     keep: bool,
     where: dict[str, Any],
@@ -186,18 +179,17 @@ def _compared(
                 f"{error.instead}; or {remedy}" if error.instead else remedy,
             ) from error
         directions = {name: own.directions_FD for name, own in codes.items()}
-    names, found = labels_of(trained), {}
+    names, found = _labels_of(saes), {}
     for title, group in groups.items():
         own = {name: saes[name] for name in group}
         found[title] = compare_saes(
-            own, trained, directions, codes, opened, names=names, known=known, keep=keep
+            own, directions, codes, opened, names=names, known=known, keep=keep
         )
     return found
 
 
 def compare_saes(
     saes: Mapping[str, SAEFolder],
-    trained: Mapping[str, dict[str, Any]],
     directions: Mapping[str, t.Tensor],
     codes: Mapping[str, Codes] | None = None,
     opened: OpenedFolders | None = None,
@@ -208,25 +200,23 @@ def compare_saes(
     """Compare SAEs whose directions or codes are known. Warns where they differ in more than their seeds.
 
     Arguments:
-        trained: what `trained_as` gives of these SAEs, or of more.
         directions: the decoder directions of each SAE, (F, D).
         codes: the codes of each SAE, all on the same tokens. None: only directions are compared.
         opened: the SAEs' activations, to measure random tokens. None: what of them is kept is taken.
         names: each SAE's short name. Default: its `labels_of` among these.
         how: split, keep and known, see `random_tokens`.
     """
-    own = {name: trained[name] for name in saes}
-    names, codes, shared = names or labels_of(own), codes or {}, _shared_seeds(saes)
+    names, codes = names or _labels_of(saes), codes or {}
     found = reproducibility(
         {names[one]: directions[one] for one in saes},
         {names[one]: codes[one] for one in saes if codes},
         metrics={names[n]: metrics_as_now(sae) or {} for n, sae in saes.items() if not codes},
     )
-    chance, notes = None, warn_of_differences(own, shared)
+    chance, notes = None, warn_of_differences(saes)
     if codes:
         of, first = [codes[one] for one in saes], next(iter(saes.values()))
         chance = random_tokens(opened, of, first, **how)
-    shares = "data_seed" in shared
+    shares = "data_seed" in _shared_seeds(saes)
     return replace(found, notes=notes, share_batches=shares, random_tokens=chance)
 
 
@@ -255,34 +245,26 @@ def require_comparable(saes: Mapping[str, SAEFolder], model: Any = None) -> None
     Arguments:
         model: the language model to measure on. Default: the SAEs' own, which must then agree.
     """
-    first, *others = saes.values()
-    for name in PLACE if model is not None else ("model", *PLACE):
-        for sae in others:
-            values = first.source.get(name), sae.source.get(name)
-            is_known = None not in values or name == "target"
-            if is_known and not same_setting(name, *values):
-                raise ReproducibilityError(
-                    setting_differs(name, first.name, values[0], sae.name, values[1]),
-                    instead=f"give SAEs of one {name} that differ in their seeds",
-                )
+    names = PLACE if model is not None else ("model", *PLACE)
+    known = {
+        sae.name: {n: at for n in names if (at := sae.source.get(n)) is not None or n == "target"}
+        for sae in saes.values()
+    }
+    advice = "give SAEs of one {name} that differ in their seeds"
+    require_alike(known, ReproducibilityError, advice)
 
 
-def warn_of_differences(
-    trained: Mapping[str, dict[str, Any]], shared: Mapping[str, tuple[str, str]]
-) -> list[str]:
-    """Warn where SAEs differ in more than their seeds, or share a seed. Returns the warnings.
-
-    Arguments: what `trained_as` and `_shared_seeds` give of them.
-    """
+def warn_of_differences(saes: Mapping[str, SAEFolder]) -> list[str]:
+    """Warn where SAEs differ in more than their seeds, or share a seed. Returns the warnings."""
     notes = []
-    if others := [name for name in unequal([*trained.values()]) if name not in SEEDS]:
+    if others := differences(*(sae.trained_as for sae in saes.values()), ignoring=SEEDS):
         notes.append(
             f"these SAEs differ in {', '.join(others)}, not only in their seeds: what comes back also depends on how similar "
             "the settings are"
         )
-    for name, pair in shared.items():
+    for name, pair in _shared_seeds(saes).items():
         said, own = _SAME_SEED[name], f"with its own {as_flag(name)}"
-        if name == "data_seed" and trained[pair[0]].get("model") == UNKNOWN:
+        if name == "data_seed" and saes[pair[0]].settings.get("model") == UNKNOWN:
             said, own = "may have seen the same batches, your own", "on another order of them"
         notes.append(
             f"{' and '.join(pair)} {said}: features may come back for that reason; train each {own}"
@@ -290,6 +272,10 @@ def warn_of_differences(
     for note in notes:
         logger.warning("%s", note)
     return notes
+
+
+def _labels_of(saes: Mapping[str, SAEFolder]) -> dict[str, str]:
+    return labels_of({name: sae.trained_as for name, sae in saes.items()})
 
 
 def _shared_seeds(saes: Mapping[str, SAEFolder]) -> dict[str, tuple[str, str]]:

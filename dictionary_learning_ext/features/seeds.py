@@ -10,7 +10,7 @@ from ..codes.codes import Codes, kept_codes
 from ..config.run import RunConfig
 from ..errors import LanguageModelError, UserError
 from ..evaluation.folders import open_folders
-from ..run_folder.comparing import grouped_by_setting, trained_as
+from ..run_folder.comparing import grouped_by_setting
 from ..run_folder.sae_folder import SAEFolder
 from ..run_folder.weights import load_sae
 from .directions import decoder_directions
@@ -36,8 +36,7 @@ def compare_seeds(
     """
     failed: set[Any] = set()  # language models: one attempt and one warning for each
     known: dict[str, Numbers | None] = {}
-    trained = trained_as(folders)
-    for names in grouped_by_setting(folders, trained):
+    for names in grouped_by_setting(folders):
         by_seeds: dict[tuple[Any, ...], str] = {}
         for name in names:
             by_seeds.setdefault(folders[name].seeds, name)
@@ -59,7 +58,7 @@ def compare_seeds(
                     logger.warning("what the features do was not compared: %s", error)
             directions = {name: decoder_directions(sae) for name, sae in saes.items()}
             codes = _kept_codes(seeds, saes)
-            yield names, compare_saes(seeds, trained, directions, codes, opened, known=known)
+            yield names, compare_saes(seeds, directions, codes, opened, known=known)
         except UserError as error:
             logger.warning("which features come back was not measured: %s", error)
 

@@ -25,7 +25,7 @@ from ..features.agreement import COME_BACK
 from ..features.directions import LogitLens, Ranked, nearest_features
 from ..features.reproduce import compare_saes, require_comparable
 from ..features.reproducibility import FeatureScores, Numbers, Reproducibility
-from ..run_folder.comparing import grouped_by_setting, trained_as
+from ..run_folder.comparing import grouped_by_setting
 from ..run_folder.reading import read_history
 from ..run_folder.sae_folder import SAEFolder, find_saes
 
@@ -166,8 +166,7 @@ def analyse(
     shown = find_saes(folders, different=True)
     others = find_saes(seeds, different=True) if seeds else {}
     saes = shown | others
-    trained = trained_as(saes)
-    seeds_of = _seeds_of(shown, others, trained)
+    seeds_of = _seeds_of(shown, others)
     for name, own in seeds_of.items():
         group = [saes[name], *(others[seed] for seed in own)]
         require_comparable(find_saes(group, different=True))
@@ -187,7 +186,7 @@ def analyse(
         on_step(f"matching the features of {folder} with those of {' and '.join(own)}")
         of_setting = {name: saes[name] for name in (folder, *own)}
         how = {"known": known, "split": options.split, "keep": keep}
-        come_back[folder] = compare_saes(of_setting, trained, directions, codes, opened, **how)
+        come_back[folder] = compare_saes(of_setting, directions, codes, opened, **how)
     for name, sae in saes.items():
         if sae.metrics and changes_since(sae, sae.metrics):
             on_step(f"evaluating {name} again, as it has changed since")
@@ -195,7 +194,7 @@ def analyse(
     metrics = {name: sae.metrics or {} for name, sae in saes.items()}
     reasons = stale_metrics({name: known for name, known in metrics.items() if known}, saes)
     vocabulary = Vocabulary(language_model.tokenizer)
-    called = labels_of({name: trained[name] for name in shown})
+    called = labels_of({name: sae.trained_as for name, sae in shown.items()})
     analyses = [
         Analysis(
             called[name],
@@ -225,13 +224,11 @@ def _evaluated_again(sae: SAEFolder, where: dict[str, Any]) -> SAEFolder:
 
 
 def _seeds_of(
-    folders: Mapping[str, SAEFolder],
-    seeds: Mapping[str, SAEFolder],
-    trained: Mapping[str, dict[str, Any]],
+    folders: Mapping[str, SAEFolder], seeds: Mapping[str, SAEFolder]
 ) -> dict[str, list[str]]:
-    """The names of the other seeds of each folder that has some. `trained`: what `trained_as` gives of all."""
+    """The names of the other seeds of each folder that has some."""
     seeds_of: dict[str, list[str]] = {}
-    groups = grouped_by_setting({**folders, **seeds}, trained)
+    groups = grouped_by_setting({**folders, **seeds})
     for seed in seeds:
         (group,) = (group for group in groups if seed in group)
         owner = next((folder for folder in folders if folder in group), next(iter(folders)))

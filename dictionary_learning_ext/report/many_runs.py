@@ -11,8 +11,8 @@ from ..errors import ConfigError, UserError
 from ..evaluation.metrics import Metric, Number
 from ..features.random_tokens import Numbers
 from ..features.seeds import compare_seeds
-from ..run_folder.comparing import PLACE, but_for_seeds, trained_as, unequal
 from ..run_folder.files import FAILED, WEIGHTS
+from ..run_folder.identity import PLACE, differences, key_of
 from ..run_folder.reading import runs_in
 from ..run_folder.sae_folder import SEEDS, SAEFolder, find_sae
 
@@ -77,7 +77,7 @@ def grouped(results: Sequence[RunResult]) -> list[Group]:
     with the same seeds, the first counts, as a copy of a run is not another seed."""
     groups: dict[str, dict[tuple[Any, ...], RunResult]] = {}
     for run in results:
-        seeds = groups.setdefault(but_for_seeds(run.settings), {})
+        seeds = groups.setdefault(key_of(run.settings, SEEDS), {})
         seeds.setdefault(tuple(map(run.settings.get, SEEDS)), run)
     names = differing(results)
     return sorted(
@@ -94,7 +94,7 @@ def _sort_key(value: Any) -> tuple[int, float, str]:
 
 def differing(results: Sequence[RunResult]) -> list[str]:
     """The settings in which runs differ, sorted. An option that only one architecture has is left out."""
-    return sorted(unequal([run.settings for run in results]))
+    return sorted(differences(*(run.settings for run in results)))
 
 
 SAME_FVE = 0.002
@@ -149,7 +149,7 @@ def read_all_in(folder: Path) -> tuple[list[RunResult], list[str]]:
 
     Also returns a line for each run folder that is left out: its name, and whether it failed, isn't finished or is damaged.
     """
-    saes, metrics, left_out = {}, {}, []
+    results, left_out = [], []
     for run in runs_in(folder):
         name, has_failed = str(run.relative_to(folder)), (run / FAILED).is_file()
         if has_failed or not (run / WEIGHTS).is_file():
@@ -157,14 +157,12 @@ def read_all_in(folder: Path) -> tuple[list[RunResult], list[str]]:
             continue
         try:
             sae = find_sae(run)
-            metrics[name] = sae.metrics or {}
             if sae.is_run:
                 _ = sae.train_config  # raises if a setting is damaged
-            saes[name] = sae
+            results.append(RunResult(name, sae.trained_as, sae.metrics or {}, sae))
         except UserError as error:
             left_out.append(f"{name} ({error})")
-    trained = trained_as(saes).items()
-    return [RunResult(name, own, metrics[name], saes[name]) for name, own in trained], left_out
+    return results, left_out
 
 
 def from_folder(folder: Path, state: str | None = None) -> list[RunResult]:

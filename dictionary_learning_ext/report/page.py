@@ -20,7 +20,7 @@ from ..evaluation.tables import differing_settings, file_names, setting_text, ti
 from ..features.columns import write_columns
 from ..features.reproduce_text import HEADER, cells, sentence_of, with_random_tokens
 from ..features.reproducibility import Reproducibility
-from ..run_folder.comparing import measurements, trained_as, unequal
+from ..run_folder.comparing import measurements
 from ..run_folder.files import (
     HELD_OUT_PREFIX,
     REPORT_PAGE,
@@ -30,6 +30,7 @@ from ..run_folder.files import (
     require_writable,
     write_text,
 )
+from ..run_folder.identity import differences
 from ..run_folder.sae_folder import SAEFolder, find_sae
 from .analysis import STAR_MARGIN, Analysis, Comparison, Vocabulary, analyse, headline
 from .feature_pages import COLUMNS, cards, columns, page, rounded
@@ -146,7 +147,7 @@ def _render(
         star_margin=STAR_MARGIN,
         answer=_answer(known) if (known := _by_title(comparison.analyses)) else None,
         differing=_differing(comparison.analyses),
-        measured_as=unequal([*measurements(measured).values()]),
+        measured_as=differences(*measurements(measured).values()),
         cards=cards(comparison),
         has_history=any(sae.history for sae in comparison.analyses),
         settings=_settings(comparison),
@@ -178,7 +179,7 @@ def _answer(known: Mapping[str, Reproducibility]) -> tuple[str, str]:
 
 def _differing(analyses: Sequence[Analysis]) -> list[tuple[str, list[str]]]:
     """The training settings in which the SAEs differ, and each SAE's values."""
-    settings = trained_as({sae.label: sae.folder for sae in analyses})
+    settings = {sae.label: sae.folder.trained_as for sae in analyses}
     return [
         (name, [setting_text(trained.get(name)) for trained in settings.values()])
         for name in differing_settings(settings)
@@ -203,8 +204,7 @@ def _come_back(analyses: Sequence[Analysis]) -> dict[str, Any]:
 
 def _by_title(analyses: Sequence[Analysis]) -> dict[str, Reproducibility]:
     """What comes back of each SAE that has other seeds, by the title of its setting."""
-    folders = {sae.label: sae.folder for sae in analyses}
-    called = titles(folders, trained_as(folders))
+    called = titles({sae.label: sae.folder for sae in analyses})
     return {called[sae.label]: sae.come_back for sae in analyses if sae.come_back}
 
 

@@ -18,7 +18,7 @@ from ..errors import CheckpointError
 from ..evaluation.metrics import METRICS, Metric, Number, shown_in
 from ..evaluation.tables import labels_of, setting_text, stale_lines, stale_metrics, text_table
 from ..features.agreement import COME_BACK, SHOWN
-from ..run_folder.comparing import measurements, unequal
+from ..run_folder.comparing import measurements
 from ..run_folder.files import (
     INDEX,
     REPORT_PAGE,
@@ -30,6 +30,7 @@ from ..run_folder.files import (
     write_rows,
     write_text,
 )
+from ..run_folder.identity import differences
 from ..run_folder.sae_folder import SEEDS
 from .html import as_data, page_html
 from .many_runs import (
@@ -73,7 +74,7 @@ def write_index(folder: str | Path, out: str | Path | None = None) -> Path:
     out = folder / INDEX if out is None else page_at(out, INDEX)
     require_writable(out, _OUT)
     results, left_out = read_all_in(folder)
-    settings = unequal([run.settings for run in results])
+    settings = differences(*(run.settings for run in results))
     shown, columns, warnings = _with_measured_settings(results, settings)
     warnings += _stale(results)
     metrics = shown_in("compare")
@@ -108,7 +109,7 @@ def _with_measured_settings(
     """The results with those settings of their measurements that differ added; all settings that differ; and a warning if the
     measurements do."""
     measured = measurements({run.name: run.metrics for run in results if run.metrics})
-    differ = unequal(list(measured.values()))
+    differ = differences(*measured.values())
     more, shown = [name for name in differ if name not in settings], []
     for run in results:
         more_settings = {name: measured.get(run.name, {}).get(name) for name in more}

@@ -17,14 +17,13 @@ Imports no torch.
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from ..config.checks import Checked
 from ..errors import ActivationsError
 from .files import require_inside
-from .schema import Object, damage
 
 CacheDtype = Literal["float32", "float16"]
 MANIFEST = "manifest.json"
@@ -37,8 +36,6 @@ OF_A_TEXT = ("model", "data", "text_column", "text_packing", "ctx_len")
 TOKEN_IDS = "token_ids"
 """The column of token ids, named as in SAELens's caches. -1 is padding."""
 REPAIR = "restore it, or cache the activations again in another folder"
-_COUNTS = dict.fromkeys(("pieces", "offset", "tokens_read"), int)
-_POSITION = Object({"text": Object({"pass": int, "index": int}), **_COUNTS}, or_null=True)
 
 
 @dataclass(frozen=True)
@@ -102,7 +99,7 @@ class CacheManifest(Checked):
     """The files to train on, in the order of the text."""
     heldout: tuple[CacheFile, ...]
     documents: CacheFile | None
-    position: dict[str, Any] | None
+    position: dict[str, int | dict[str, Any]] | None
     """The position in the text after the last file; None before the first file."""
     finished: int
     """How many files were there when the cache was last finished: those that are read. 0 until then."""
@@ -142,8 +139,6 @@ def read_manifest(folder: Path) -> CacheManifest | None:
         )
         if not hooks or not 0 <= found.finished <= len(found.files):
             raise ValueError("no hook point, or fewer files than it is finished with")
-        if problem := damage(found.position, _POSITION, "position"):
-            raise ValueError(problem)
         return found
     # ValueError: not UTF-8, not JSON, or a value of another type.
     except (ValueError, TypeError, KeyError, AttributeError) as error:
@@ -188,19 +183,3 @@ def require_whole(folder: Path, files: Iterable[CacheFile]) -> None:
             raise ActivationsError(
                 f"{path}: {size:,} bytes", expected=f"{file.bytes:,}", instead=REPAIR
             )
-
-
-def differences(was: CacheSettings, now: CacheSettings) -> list[str]:
-    """The settings in which two caches differ, each as "dtype=float32, not float16"."""
-    pairs = [(each.name, getattr(was, each.name), getattr(now, each.name)) for each in fields(was)]
-    return [
-        f"{name}={_in_short(one)}, not {_in_short(other)}"
-        for name, one, other in pairs
-        if one != other
-    ]
-
-
-def _in_short(value: Any) -> str:
-    """A setting's value; of hook points the names, and of a hash the first digits."""
-    text = ",".join(value) if isinstance(value, dict) else str(value)
-    return text if len(text) < 40 or not text.isalnum() else text[:12]

@@ -17,8 +17,8 @@ from typing import Any
 
 from ..config.architectures import ARCHITECTURES, BY_DICT_CLASS, WITH_PENALTY
 from ..config.hooks import hook_name
-from ..config.run import RunConfig, TrainConfig
-from ..config.sae import OPTION_NAMES
+from ..config.run import NOT_THE_RESULT, RunConfig, TrainConfig
+from ..config.sae import NOISES, OPTION_NAMES, dead_after
 from ..errors import CheckpointError, ConfigError, in_shell
 from . import foreign, reading
 from .files import (
@@ -34,6 +34,7 @@ from .files import (
     sha256_of,
     target_of,
 )
+from .identity import STORED, Named
 from .moved import as_here
 from .sae_names import is_on_hub, location_of
 from .schema import CONFIG_JSON, METRICS_JSON
@@ -44,6 +45,10 @@ SEEDS = ("seed", "data_seed")
 """The settings that may differ between runs that are compared as seeds of one setting."""
 _OF_BUFFER = ("ctx_len", "text_column", "remove_bos", "max_norm_multiple")
 """Settings that a buffer's config has under the names of a run's. Upstream's buffers only write ctx_len."""
+_NOT_THE_TRAINING = {
+    *NOT_THE_RESULT,
+    *("architecture", "text_passes", "save_steps", "eval_tokens", "eval_documents"),
+}
 
 
 @dataclass(frozen=True)
@@ -99,6 +104,21 @@ class SAEFolder:
             return dict(self.config["run"].get("settings", {}))
         names = ["trainer_class", *OPTION_NAMES, *(each.name for each in fields(RunConfig))]
         return {name: value for name, value in self.config["trainer"].items() if name in names}
+
+    @cached_property
+    def trained_as(self) -> dict[str, Any]:
+        """Its architecture, and the settings that decide what was trained, without those that follow from others. For
+        upstream's folders they include the trainer's class. A cache is known by its content."""
+        settings = dict(self.settings)
+        if settings.keys() & {*NOISES}:  # one takes the place of another
+            settings = dict.fromkeys(NOISES) | settings
+        size, k = settings.get("dict_size"), settings.get("k")
+        if size and k and settings.get("dead_feature_threshold") == dead_after(size, k):
+            settings["dead_feature_threshold"] = None  # follows from the two
+        if (digest := self.config.get("buffer", {}).get("cache")) is not None:
+            settings[STORED] = Named(settings.get(STORED), digest)
+        deciding = {n: v for n, v in settings.items() if n not in _NOT_THE_TRAINING}
+        return {"architecture": self.architecture} | deciding
 
     @cached_property
     def source(self) -> dict[str, Any]:

@@ -9,8 +9,9 @@ from ..config.hooks import RESID_POST, RESID_PRE, HookName, hook_name
 from ..config.run import NONE, UNKNOWN, DeviceMap, RunConfig, TrainConfig
 from ..errors import CheckpointError, ConfigError, shown
 from .cache_manifest import OF_A_TEXT, read_manifest
-from .comparing import STORED, former_evaluation, same_model, same_setting
+from .comparing import former_evaluation
 from .files import at_home
+from .identity import STORED, same_part
 from .sae_folder import SAEFolder
 
 logger = logging.getLogger(__name__)
@@ -147,7 +148,7 @@ def _warn_of_its_model(sae: SAEFolder, model: str) -> None:
     """Warn if an SAE was trained on another language model than `model`, which may be the same under another name: its width
     is checked when it is loaded."""
     was = sae.config["trainer"].get("lm_name")
-    if UNKNOWN not in (was, model) and was and not same_model(model, was):
+    if UNKNOWN not in (was, model) and was and not same_part("model", model, was):
         logger.warning("%s: trained on the model %s, now used with %s", sae.name, was, model)
     if options := sae.config.get("foreign", {}).get("model_options"):
         logger.warning(
@@ -178,7 +179,7 @@ def _require_its_hook(sae: SAEFolder, hook: str) -> None:
         if not is_residual and named.block == layer:
             return
         was = str(HookName(layer, RESID_PRE if io == "in" else RESID_POST))
-    if not same_setting("hook", hook, was):
+    if not same_part("hook", hook, was):
         raise CheckpointError(
             f"{sae.name}: trained on {was}, not on {hook}", instead=f"use hook={was!r}"
         )

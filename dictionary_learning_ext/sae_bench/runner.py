@@ -26,7 +26,6 @@ from ..errors import BenchError, CheckpointError, UserError, first_line
 from ..evaluation.metrics import shown_in
 from ..evaluation.tables import endings_of
 from ..progress import progress
-from ..run_folder.comparing import LEAVING_OUT, PLACE, require_one_setting
 from ..run_folder.files import (
     BENCH_CACHE,
     BENCH_RESULTS,
@@ -38,6 +37,7 @@ from ..run_folder.files import (
     write_json,
     writing,
 )
+from ..run_folder.identity import LEAVING_OUT, PLACE, require_alike
 from ..run_folder.sae_folder import SAEFolder, find_saes, require_own
 from ..run_folder.tensors import hash_of
 from ..run_folder.trained_on import trained_on
@@ -104,7 +104,10 @@ def bench(
         require_own(sae, "bench")
     where["device"] = chosen_device(device)
     runs = {name: trained_on(sae, **where) for name, sae in saes.items()}
-    require_one_setting(runs, ("model", *PLACE, *LEAVING_OUT), BenchError)
+    names = ("model", *PLACE, *LEAVING_OUT)
+    require_alike(
+        {n: {one: getattr(run, one) for one in names} for n, run in runs.items()}, BenchError
+    )
     if next(iter(runs.values())).target is not None:
         raise BenchError(f"{', '.join(runs)}: SAE Bench takes SAEs, and no transcoders")
     run = replace(next(iter(runs.values())), dtype="float32")

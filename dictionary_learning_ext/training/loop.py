@@ -328,7 +328,7 @@ class Run:
             inputs.require_held_out()
         self._hashes = inputs.hashes()
         if processes.are_several:
-            read = {n.replace("_", " "): h for n, h in self._hashes.items()} | inputs.data_hashes()
+            read = self._hashes | inputs.data_hashes()
             processes.require_alike(read, "copy the same files to every machine")
 
     def _samples(self, hooks: Iterable[str]) -> dict[str, Sample]:

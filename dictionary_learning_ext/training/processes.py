@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any
 from .. import errors
 from ..errors import ConfigError, Interrupted, TrainingError, in_shell
 from ..run_folder.files import CONFIG
+from ..run_folder.identity import require_alike
 
 if TYPE_CHECKING:
     from ..activations.tokens import Ranks
@@ -140,13 +141,8 @@ class Processes:
             read: identifies the data of this rank by name, e.g. {"text": its SHA-256}.
             instead: what to do if they differ.
         """
-        first, *others = self.gather(read)
-        for rank, other in enumerate(others, 1):
-            for name, value in other.items():
-                if value != first[name]:
-                    differ = f"{value[:12]}, not {first[name][:12]}"
-                    what = f"rank {rank} reads another {name} than rank 0 ({differ})"
-                    raise TrainingError(what, instead=instead)
+        of_ranks = {f"rank {rank}": own for rank, own in enumerate(self.gather(read))}
+        require_alike(of_ranks, TrainingError, instead)
 
     @property
     def ranks(self) -> "Ranks":

@@ -3,7 +3,6 @@
 import logging
 import os
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,11 +14,12 @@ from ..activations.hook_points import HookPoint
 from ..activations.rows import drawn_seed
 from ..config.architectures import BY_DICT_CLASS, TRAINED
 from ..config.checks import require
-from ..config.run import may_move, require_same
+from ..config.run import MAY_MOVE, require_same
 from ..config.sae import SAEConfig
 from ..errors import CheckpointError, LanguageModelError
 from ..run_folder.files import CONFIG, divided
 from ..run_folder.foreign_weights import load_foreign
+from ..run_folder.identity import differences, require_alike
 from ..run_folder.reading import load_config
 from ..run_folder.resume_points import NewestPoints, ResumePoint, newest_points
 from ..run_folder.sae_folder import find_sae
@@ -56,9 +56,8 @@ def points_of(planned: Plan, processes: Processes) -> NewestPoints:
         logger.info("%s: no resume point yet; starting from scratch", where)
         return found
     for job in jobs:
-        was, now, run = found.points[job.folder].settings, job.config.to_dict(), job.config.run
-        but = may_move(replace(run, activations=was["activations"]), run)
-        require_same(was, now, str(job.folder), but=but, advice=_AS_THE_POINT)
+        was, now = found.points[job.folder].settings, job.config.to_dict()
+        require_same(was, now, str(job.folder), but=MAY_MOVE, advice=_AS_THE_POINT)
     device = planned.settings.device
     if processes.is_first and jobs and has_moved(point := found.points[jobs[0].folder], device):
         logger.warning(
@@ -85,17 +84,13 @@ def require_same_inputs(
         points: by run folder.
         hashes, versions: the present ones, in the form of a `ResumePoint`.
     """
+    changed = "it has changed since the run was interrupted: put the original back"
     for folder, point in points.items():
-        for part, what in (("language_model", "weights"), ("tokenizer", "tokenizer or config")):
-            if point.hashes[part] != hashes[part]:
-                raise LanguageModelError(
-                    f"{folder}: the language model {model!r} has changed since the "
-                    f"run was interrupted: the SHA-256 or commit of its {what} was {point.hashes[part][:12]}, "
-                    f"not {hashes[part][:12]}; put the original back"
-                )
+        both = {f"the language model {model!r}": hashes, str(folder): point.hashes}
+        require_alike(both, LanguageModelError, changed)
         was = point.versions
-        differ = [f"{n} was {was.get(n)}, is {v}" for n, v in versions.items() if was.get(n) != v]
-        if differ:
+        if names := differences(was, versions):
+            differ = [f"{name} was {was[name]}, is {versions[name]}" for name in names]
             said = ", ".join(differ)
             logger.warning("%s: %s: the result may not be bit-identical", folder, said)
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import torch as t
 
-from ..config.run import may_move
+from ..config.run import MAY_MOVE
 from ..errors import CheckpointError
 from ..evaluation.measure import Sample
 from ..evaluation.metrics import with_identity
@@ -137,7 +137,7 @@ class SAERun:
             resume_points.forget_after(self.folder, point.step)
         config = read_json(self.folder / CONFIG, CONFIG_JSON)
         settings, now = config["run"]["settings"], self.config.to_dict()
-        names = ("device", "split", *may_move(self.settings, self.settings))
+        names = ("device", "split", *MAY_MOVE)
         moved = {name: now[name] for name in names if settings.get(name) != now[name]}
         if moved:
             settings |= moved

@@ -144,7 +144,7 @@ def test_four_processes_write_what_one_writes(flags, four_ranks, tmp_path):
     codes, printed = found["in_turn"]
     assert codes == [[0, 0, 0, 0, 2]] * 4, printed
     (line,) = re.findall("vsae: .*", printed)
-    assert "dtype=float32, not float16" in line
+    assert "has dtype='float32', but this command has dtype='float16'" in line
     for name in kinds:
         assert main(one[name]) == 0
         assert files_in(tmp_path / f"{name}_4") == files_in(tmp_path / f"{name}_1"), name

@@ -388,7 +388,7 @@ def test_other_commands_take_the_folders(trained_at_both, tmp_path, capsys):
     assert main(["report", str(trained_at_both), "--out", str(page)]) == 0
     assert all(hook in page.read_text() for hook in HOOKS)
     line = refused(["report", folders[0], "--against", folders[1]], capsys)
-    assert f"hook='{HOOKS[1]}', but {folders[0]} has '{HOOKS[0]}'" in line
+    assert f"hook='{HOOKS[1]}', but {folders[0]} has hook='{HOOKS[0]}'" in line
 
 
 def test_the_same_command_continues_at_several_hook_points(flags, tmp_path, capsys):

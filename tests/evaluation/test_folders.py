@@ -17,8 +17,8 @@ from dictionary_learning_ext.config.architectures import TRAINED
 from dictionary_learning_ext.errors import CheckpointError, ConfigError
 from dictionary_learning_ext.evaluation.folders import evaluate_folders, open_folders
 from dictionary_learning_ext.run_folder import comparing, foreign, sae_folder
-from dictionary_learning_ext.run_folder.comparing import CONTEXTS, MEASURED_ON
 from dictionary_learning_ext.run_folder.files import CODES, read_json
+from dictionary_learning_ext.run_folder.identity import CONTEXTS, MEASURED_ON
 from dictionary_learning_ext.run_folder.sae_folder import find_sae, read_metrics
 
 CHANGED = {
@@ -75,7 +75,7 @@ def test_folders_that_were_measured_differently_are_refused(name, trained, folde
     measured = evaluate_folders if name in CONTEXTS else open_folders
     with pytest.raises(CheckpointError, match=re.escape(f"{name}={CHANGED[name]!r}")) as caught:
         measured([trained / "top_k", folder])
-    assert f"{folder}: " in str(caught.value)
+    assert f"{folder} has " in str(caught.value)
 
 
 def test_saes_of_two_hook_points_are_each_measured_as_alone_with_one_language_model(

@@ -17,7 +17,6 @@ from dictionary_learning_ext.evaluation.tables import (
     labels_of,
     results_table,
 )
-from dictionary_learning_ext.run_folder.comparing import trained_as
 from dictionary_learning_ext.run_folder.sae_folder import SAEFolder
 
 
@@ -124,7 +123,9 @@ def test_four_automatic_folders_fit_80_columns_and_show_each_difference_once():
         assert max(map(len, text.splitlines())) <= 80
         heads = [line.split() for line in text.splitlines() if not re.search("seed=[01]", line)]
         words = [word for head in heads for word in head]
-        names = list(labels_of(trained_as(as_folders(configs))).values())
+        names = list(
+            labels_of({n: sae.trained_as for n, sae in as_folders(configs).items()}).values()
+        )
         assert all(text.count(f"{name} ") == text.count(f"{names[0]} ") > 0 for name in names)
         for name in shown_once:
             assert words.count(name) + (f"{name}=" in text) == 1, (name, text)
@@ -192,7 +193,7 @@ def called(folders, *changes):
         settings = TrainConfig().with_settings(change, "x").to_dict()
         trainer = {"dict_class": "VariationalTopKAutoEncoder"}
         configs[folder] = {"trainer": trainer, "run": {"settings": settings}}
-    return list(labels_of(trained_as(as_folders(configs))).values())
+    return list(labels_of({n: sae.trained_as for n, sae in as_folders(configs).items()}).values())
 
 
 @pytest.mark.parametrize(

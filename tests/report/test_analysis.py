@@ -16,7 +16,6 @@ from dictionary_learning_ext.evaluation.folders import open_folders
 from dictionary_learning_ext.features.reproducibility import ReproducibilityError
 from dictionary_learning_ext.report import analysis as module
 from dictionary_learning_ext.report.analysis import Analysis, analyse, headline
-from dictionary_learning_ext.run_folder.comparing import trained_as
 from dictionary_learning_ext.run_folder.sae_folder import find_saes, read_metrics
 
 OPTIONS = ReportOptions(tokens=600, split="train")
@@ -48,12 +47,11 @@ def test_each_seed_belongs_to_the_folder_of_its_setting(runs, seeds, tmp_path):
     others = [str(seeds[1]), str(of_top_k), str(seeds[2])]
     expected = {top_k: [others[1]], vsae: [others[0], others[2]]}
     both, one, found = find_saes([top_k, vsae]), find_saes([top_k]), find_saes(others)
-    trained = trained_as(both | found)
-    assert module._seeds_of(both, found, trained) == expected
-    assert list(module._seeds_of(both, found, trained)) == [top_k, vsae]
+    assert module._seeds_of(both, found) == expected
+    assert list(module._seeds_of(both, found)) == [top_k, vsae]
     first = find_saes(others[:1])
-    assert module._seeds_of(one, first, trained) == {top_k: others[:1]}, "where no setting fits"
-    assert module._seeds_of(one, {}, trained) == {}
+    assert module._seeds_of(one, first) == {top_k: others[:1]}, "where no setting fits"
+    assert module._seeds_of(one, {}) == {}
 
 
 def test_mistakes_come_up_before_the_text_is_read(runs, monkeypatch):

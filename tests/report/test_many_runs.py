@@ -22,7 +22,6 @@ from dictionary_learning_ext.report.many_runs import (
     most_returning_of_each_k,
     with_seed_scores,
 )
-from dictionary_learning_ext.run_folder.comparing import trained_as
 from dictionary_learning_ext.run_folder.sae_folder import SAEFolder, find_sae
 
 
@@ -103,8 +102,7 @@ def test_settings_in_which_runs_differ():
 def seed_scores(folders):
     """What comes back between runs of one setting; None if that is not measured."""
     saes = {str(one): find_sae(one) for one in folders}
-    settings = trained_as(saes)
-    results = [RunResult(name, settings[name], {}, sae) for name, sae in saes.items()]
+    results = [RunResult(name, sae.trained_as, {}, sae) for name, sae in saes.items()]
     (group,) = with_seed_scores(grouped(results))
     return group.scores
 

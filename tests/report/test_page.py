@@ -188,7 +188,7 @@ def test_mistakes_are_one_line(runs, lm_dir_of, tmp_path, capsys):
     beneath = str(tmp_path / "file" / "x.html")
     for flags, named in (
         ([str(tmp_path / "none")], str(tmp_path / "none")),
-        ([ours, "--against", str(other)], f"{other}: its run has model="),
+        ([ours, "--against", str(other)], f"{other} has model="),
         ([ours, "--model", "embedded"], "128"),
         ([ours, "--tokens", "0"], "tokens=0"),
         ([ours, "--data", "./none.txt"], "./none.txt"),

@@ -12,13 +12,14 @@ from dictionary_learning_ext.run_folder.comparing import (
     evaluation_file,
     former_evaluation,
     grouped_by_setting,
-    measured_on,
     measurements,
-    same_model,
-    trained_as,
-    unequal,
 )
-from dictionary_learning_ext.run_folder.identity import sources_of
+from dictionary_learning_ext.run_folder.identity import (
+    differences,
+    measured_on,
+    same_part,
+    sources_of,
+)
 from dictionary_learning_ext.run_folder.sae_folder import SAEFolder
 
 # --- where an evaluation goes
@@ -29,8 +30,8 @@ CONFIG = {"run": {"settings": vars(RUN)}}
 
 def name_of(folder, run=RUN, tokens=200, measured=256, config=CONFIG, **metrics):
     sae = SAEFolder(str(folder), folder, config)
-    found = {"tokens": measured} | metrics
-    file = evaluation_file(sae, folder, run, tokens, found, former_evaluation(folder))
+    found = {"tokens": measured, "measured_on": measured_on(run)} | metrics
+    file = evaluation_file(sae, folder, tokens, found, former_evaluation(folder))
     return str(file.relative_to(folder))
 
 
@@ -82,21 +83,22 @@ def config(trainer=None, **settings):
 
 def trained(*configs):
     """What decides how SAEs of these config.json were trained."""
-    saes = {str(i): SAEFolder(str(i), Path(str(i)), one) for i, one in enumerate(configs)}
-    return [*trained_as(saes).values()]
+    return [SAEFolder(str(i), Path(str(i)), one).trained_as for i, one in enumerate(configs)]
 
 
 def test_what_several_evaluations_were_measured_on_is_compared():
     def differing(**changes):
-        return unequal([*measurements({"one": one, "other": one | changes}).values()])
+        return differences(*measurements({"one": one, "other": one | changes}).values())
 
     one = {"tokens": 100_352, "loss_tokens": 900, "measured_on": {"data": "a", "hook": "h"}}
     assert differing() == []
-    assert differing(measured_on={"data": "b"}) == ["data", "hook"]
+    assert differing(measured_on={"data": "b"}) == ["data"], "the hook isn't known"
     assert differing(tokens=51_200) == ["tokens"]
     assert differing(loss_tokens=5) == ["loss_tokens"]
     assert differing(loss_tokens=None) == [], "it counts where both were measured"
     assert differing(of={"activations": "a hash"}) == [], "whose measured_on is damaged"
+    transcoder = {"measured_on": one["measured_on"] | {"target": "t"}}
+    assert differing(**transcoder) == ["target"], "an SAE has none"
 
 
 def test_the_trainers_of_upstreams_folders_are_a_setting_that_may_differ():
@@ -104,16 +106,16 @@ def test_the_trainers_of_upstreams_folders_are_a_setting_that_may_differ():
     top_k = config({"trainer_class": "TopKTrainer", "lr": 2e-4, "seed": 0})
     ours = config({"trainer_class": "VariationalTopKTrainer", "lr": 2e-4, "seed": 0, "beta": 1.0})
     other_seed = config({"trainer_class": "TopKTrainer", "lr": 2e-4, "seed": 1})
-    assert "trainer_class" in unequal(trained(top_k, ours))
-    assert unequal(trained(top_k, other_seed)) == ["seed"]
-    assert unequal(trained(top_k, top_k)) == []
+    assert "trainer_class" in differ(top_k, ours)
+    assert differ(top_k, other_seed) == ["seed"]
+    assert differ(top_k, top_k) == []
 
 
 def test_none_is_a_value_of_those_that_use_the_setting():
-    assert unequal([{"decay_start": None}, {"decay_start": 750}, {}]) == ["decay_start"]
-    assert unequal([{"beta": 0.1}, {}, {"beta": 0.1}]) == []
-    assert unequal([{"beta": 0}, {"beta": 0.0}]) == []
-    assert unequal([]) == []
+    assert differences({"decay_start": None}, {"decay_start": 750}, {}) == ["decay_start"]
+    assert differences({"beta": 0.1}, {}, {"beta": 0.1}) == []
+    assert differences({"beta": 0}, {"beta": 0.0}) == []
+    assert differences() == []
 
 
 def test_where_it_was_written_and_logged_does_not_decide_what_was_trained():
@@ -122,11 +124,11 @@ def test_where_it_was_written_and_logged_does_not_decide_what_was_trained():
 
 
 def test_a_language_model_whose_folder_has_moved_is_the_same():
-    assert same_model("here/lm", "/there/lm/")
-    assert not same_model("here/lm", "here/other")
+    assert same_part("model", "here/lm", "/there/lm/")
+    assert not same_part("model", "here/lm", "here/other")
     moved = {name: {"measured_on": {"model": f"{name}/lm", "data": f"{name}/lm"}} for name in "ab"}
-    assert unequal([*measurements(moved).values()]) == ["data"]
-    assert unequal([{"model": "here/lm"}, {"model": "here/other"}]) == ["model"]
+    assert differences(*measurements(moved).values()) == ["data"]
+    assert differences({"model": "here/lm"}, {"model": "here/other"}) == ["model"]
 
 
 def test_caches_of_the_same_content_are_one(small_cache, tmp_path):
@@ -139,9 +141,9 @@ def test_caches_of_the_same_content_are_one(small_cache, tmp_path):
     on = {name: {"activations": str(path)} for name, path in cache.items()}
     measured = {n: {"measured_on": each, "of": sources_of(each)} for n, each in on.items()}
     gone = {"gone": {"measured_on": {"activations": str(tmp_path / "gone")}}}
-    assert unequal([*measurements({n: measured[n] for n in ("a", "more")}).values()]) == []
+    assert differences(*measurements({n: measured[n] for n in ("a", "more")}).values()) == []
     for others in ({"other": measured["other"]}, gone):
-        differing = unequal([*measurements({"a": measured["a"]} | others).values()])
+        differing = differences(*measurements({"a": measured["a"]} | others).values())
         assert differing == ["activations"]
 
     def cached(folder, digest):
@@ -153,7 +155,7 @@ def test_caches_of_the_same_content_are_one(small_cache, tmp_path):
 
 def grouped(**configs):
     saes = {name: SAEFolder(name, Path(name), one) for name, one in configs.items()}
-    return grouped_by_setting(saes, trained_as(saes))
+    return grouped_by_setting(saes)
 
 
 def test_saes_of_one_setting_are_of_one_language_model_and_hook_point():
@@ -178,7 +180,7 @@ def run(steps=100, **settings):
 
 
 def differ(*configs):
-    return unequal(trained(*configs))
+    return differences(*trained(*configs))
 
 
 def test_what_is_the_same_share_of_other_steps_follows():

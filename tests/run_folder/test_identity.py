@@ -7,8 +7,7 @@ import shutil
 import pytest
 from export_folders import of_sae_lens
 
-from dictionary_learning_ext.run_folder import identity
-from dictionary_learning_ext.run_folder.identity import changed, sources_of
+from dictionary_learning_ext.run_folder.identity import differences, key_of, parts_of, sources_of
 from dictionary_learning_ext.run_folder.sae_folder import find_sae
 
 
@@ -37,7 +36,7 @@ def test_a_text_is_known_by_its_content(is_folder, tmp_path):
 
 
 def test_what_is_not_here_or_shipped_has_no_hash(tmp_path, monkeypatch):
-    monkeypatch.setattr(identity, "HF_HUB_CACHE", tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", tmp_path)
     for name in ("embedded", "./gone/lm", "jane/lm"):
         assert sources_of({"data": name, "model": name}) == {"data": None, "model": None}
     commit = tmp_path / "models--jane--lm" / "refs" / "main"
@@ -90,10 +89,22 @@ def test_an_sae_is_known_by_its_weights_and_another_librarys_by_its_settings_too
     assert find_sae(tmp_path / "theirs").hash != before
 
 
-def test_only_what_is_known_on_both_sides_counts(trained):
-    weights = find_sae(trained / "vsae").hash
-    said = {"weights": weights, "data": None, "model": "abc", "definitions": "d"}
-    metrics = {"of": said, "measured_on": {"data": "embedded", "model": "gone/lm"}}
-    assert changed(find_sae(trained / "vsae"), metrics, "d") == []
-    assert changed(find_sae(trained / "top_k"), metrics, "e") == ["weights", "definitions"]
-    assert changed(find_sae(trained / "vsae"), {"fve": 1.0}, "d") is None
+def test_content_counts_where_both_are_hashed_and_names_where_one_is_not():
+    was = parts_of({"data": "a", "k": 4}, {"weights": "1", "data": "2", "model": None})
+    moved = parts_of({"data": "b", "k": 4}, {"weights": "1", "data": "2", "model": "3"})
+    assert differences(was, moved) == []
+    assert differences(was, {"data": "a"}) == differences(was, {"k": 4.0}) == []
+    assert differences(was, {"data": "b"}) == ["data"], "it may have moved or not"
+    other = parts_of({"data": "a", "k": 5}, {"weights": "2", "data": "3"})
+    assert differences(was, moved, other) == ["data", "k", "weights"]
+    assert differences(was, other, ignoring=("k", "data")) == ["weights"]
+
+
+def test_what_a_cache_stands_for_is_not_compared_beside_it():
+    cached = parts_of({"activations": "a", "data": "x", "model": "y"}, {"activations": "1"})
+    copy = parts_of({"activations": "b", "data": "z", "model": "z"}, {"activations": "1"})
+    assert differences(cached, copy) == []
+    assert key_of(cached) == key_of(copy)
+    gone = parts_of({"activations": "a", "data": "x", "model": "y"}, {"activations": None})
+    assert differences(cached, gone) == []
+    assert differences(copy, gone) == ["activations"]

@@ -124,10 +124,10 @@ def test_an_sae_that_fails_ends_alone_and_every_process_says_so(of_four):
 @pytest.mark.parametrize(
     ("what", "said"),
     [
-        ("text", "reads another text than rank 0"),
-        ("activations", "reads another set of activations than rank 0"),
+        ("text", "rank 1 has text=.*, but rank 0 has text="),
+        ("activations", "rank 1 has activations=.*, but rank 0 has activations="),
         ("run folders", "resume point in .* on storage that all machines share"),
-        ("cache", "rank 1 has .*text=.* as rank 0"),
+        ("cache", "rank 1 has .*text=.*, but rank 0 has "),
     ],
 )
 def test_what_all_must_share_is_compared_at_the_start(of_four, what, said):
@@ -362,7 +362,7 @@ def test_all_must_read_the_same(monkeypatch):
     other = alike | {"tokenizer": "c" * 64}
     monkeypatch.setattr(Processes, "gather", lambda self, what: [what, alike, other])
     with pytest.raises(
-        TrainingError, match=r"rank 2 .* tokenizer .* rank 0 \(ccc.*, not bbb.*copy"
+        TrainingError, match=r"rank 2 has tokenizer='ccc.*, but rank 0 has tokenizer='bbb.*copy"
     ):
         Processes(0, 3).require_alike(alike, "copy it")
 
