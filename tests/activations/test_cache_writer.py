@@ -208,8 +208,8 @@ def test_it_may_be_ended_where_it_was_stopped_and_a_file_without_an_entry_is_del
 @pytest.mark.parametrize(
     ("changes", "options", "said"),
     [
-        ({}, {"hooks": (OTHER,)}, f"hooks={HOOK}, not {OTHER}; "),
-        ({"text_packing": "truncate"}, {"dtype": "float16"}, "text_packing=pack, not truncate, dtype="),
+        ({}, {"hooks": (OTHER,)}, f"has hooks={HOOK}, but this command has hooks={OTHER}; "),
+        ({"text_packing": "truncate"}, {"dtype": "float16"}, "has text_packing='pack' and dtype='float32', but"),
     ],
 )  # fmt: skip
 def test_a_cache_of_other_settings_is_left_alone(changes, options, said, cached_run, tmp_path):
@@ -250,7 +250,7 @@ def test_a_cache_of_a_hub_model_is_of_its_commit(cached_run, tmp_path, monkeypat
     run = replace(RunConfig(), eval_tokens=256, **stored.settings | {"hook": HOOK})
     assert open_inputs(run, [HOOK]).language_model is not None
     committed("d" * 40)
-    with pytest.raises(ActivationsError, match=r"language_model=c{12}.*d{12}"):
+    with pytest.raises(ActivationsError, match=r"language_model='c{12}'.*d{12}"):
         write_small(tmp_path, cached_run, 2000)
     with pytest.raises(LanguageModelError, match=r"c{12}.*d{12}"):
         open_inputs(run, [HOOK])
