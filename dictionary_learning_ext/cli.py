@@ -85,7 +85,7 @@ class _Package(ModuleType):
     """A package whose __init__ runs when something is first asked of it that is not there, as by `from package import name`."""
 
     def __getattr__(self, name: str) -> Any:
-        self.__class__ = ModuleType
+        self.__class__ = ModuleType  # pyright: ignore[reportAttributeAccessIssue]
         spec: Any = self.__spec__
         spec.loader.exec_module(self)
         return getattr(self, name)

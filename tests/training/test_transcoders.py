@@ -182,7 +182,7 @@ def test_steering_changes_the_target(trained):
     handle.remove()
     steered, plain = seen
     added = (steered - plain)[0]
-    expected = 2 * sae.decoder.weight[:, 3].expand(3, -1)
+    expected = 2 * sae.decoder.weight.detach()[:, 3].expand(3, -1)
     t.testing.assert_close(added, expected, atol=1e-5, rtol=1e-4)
 
 
