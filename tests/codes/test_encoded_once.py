@@ -19,7 +19,8 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from dictionary_learning_ext import features_of
 from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.codes.encoding import SparseDecoder
-from dictionary_learning_ext.run_folder import weights
+from dictionary_learning_ext.run_folder import sae_folder, weights
+from dictionary_learning_ext.run_folder.sae_folder import SAEFolder
 
 DICT_SIZE = 128
 """No matrix of the language model has this size."""
@@ -38,6 +39,10 @@ class Counts:
     """Tokens, from the selections alone."""
     dense: int = 0
     """Tokens, from all features."""
+    found: list = field(default_factory=list)
+    """The folders whose config.json is read."""
+    identified: list = field(default_factory=list)
+    """Those of which it is worked out what they were trained as."""
     loaded: list = field(default_factory=list)
     """The folders of the SAEs."""
     contexts: list = field(default_factory=list)
@@ -60,7 +65,8 @@ def counted():
         elif module.in_features == DICT_SIZE:
             found.dense += rows
 
-    decode, read = SparseDecoder.decode, weights.read_state_dict
+    decode, read, config_in = SparseDecoder.decode, weights.read_state_dict, sae_folder._config_in
+    trained_as = SAEFolder.trained_as.func
     load = transformers.AutoModelForCausalLM.from_pretrained
 
     def decoded(self, block):
@@ -71,6 +77,14 @@ def counted():
         found.loaded.append(path.parent.name)
         return read(path, *args)
 
+    def of_config(path):
+        found.found.append(path.name)
+        return config_in(path)
+
+    def of_training(sae):
+        found.identified.append(sae.path.name)
+        return trained_as(sae)
+
     def model(*args, **options):
         found.models += 1
         return load(*args, **options)
@@ -79,6 +93,8 @@ def counted():
         patch = stack.enter_context(pytest.MonkeyPatch.context())
         patch.setattr(SparseDecoder, "decode", decoded)
         patch.setattr(weights, "read_state_dict", of_file)
+        patch.setattr(sae_folder, "_config_in", of_config)
+        patch.setattr(SAEFolder.trained_as, "func", of_training)
         patch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", model)
         found.contexts = stack.enter_context(counted_passes())
         stack.callback(register_module_forward_pre_hook(called).remove)
@@ -134,7 +150,10 @@ COSTS = {
     # effects on logits are measured by the language model's unembedding
     "report": Cost(command("report", "A"), model_again=True),
     "report seeds": Cost(
-        command("report", "A", "--seeds", "B"), saes=2, model_again=True, random_tokens=True
+        command("report", "A", "--seeds", "B"),
+        saes=2,
+        model_again=True,
+        random_tokens=True,
     ),
     "features_of": Cost(in_python),
 }
@@ -150,7 +169,8 @@ def test_each_token_is_encoded_once_and_by_a_second_command_not_at_all(name, two
     assert encoded == [TOKENS] * cost.saes
     assert len(first.encoded) == cost.saes + others
     assert first.decoded == TOKENS * (cost.saes * cost.decodes + others)
-    assert first.loaded == names
+    assert first.loaded == first.found == names
+    assert first.identified in ([], names)
     assert first.models == 1
     more = CONTEXTS + TRAINING_CONTEXTS if cost.random_tokens else 0
     assert sum(first.contexts) == CONTEXTS + sum(cost.loss) + more
