@@ -17,7 +17,7 @@ from ..config.run import NONE, ReportOptions, RunConfig, TrainConfig
 from ..config.sae import SAEConfig
 from ..errors import ConfigError, UserError, in_shell
 from ..run_folder.cache_manifest import SPARE, read_manifest
-from ..run_folder.files import CONFIG, FAILED, FEATURES, REPORT_PAGE, RUNS, remove, writing
+from ..run_folder.files import CONFIG, FAILED, FEATURES, REPORT_PAGE, RUNS, at_home, remove, writing
 from ..run_folder.reading import load_config
 from ..sweep.cached import SweepCache
 from ..sweep.runner import how_to_continue, run_sweep
@@ -217,9 +217,8 @@ def _write_report(
 
 def has_tokens(settings: RunConfig) -> bool:
     """Whether a report can show tokens. Only a language model or a cache of ours has them."""
-    from ..activations.stored import open_stored
-
-    return settings.activations is None or open_stored(settings.activations).manifest is not None
+    stored = settings.activations
+    return stored is None or read_manifest(at_home(stored)) is not None
 
 
 def _require_seeds_here(given: str) -> None:

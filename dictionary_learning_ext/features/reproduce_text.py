@@ -141,7 +141,7 @@ def answer(saes: Mapping[str, Numbers], chance: Sequence[Numbers] = (), random: 
     back, sentences = [saes[name]["in_function_fve"] for name in saes], list[str]()
     if None not in back:
         explained = [
-            f"{first} features that another seed finds again explain {_explained(back[0])} of the variance",
+            f"{first} features that come back explain {_explained(back[0])} of the variance",
             *(f"{name}'s {_explained(fve)}" for name, fve in zip(others, back[1:], strict=True)),
         ]
         if chance:

@@ -142,7 +142,7 @@ def plan(
         _job(name, sae, run.at(hooks.get(name, run.site)), is_alone=len(saes) == 1)
         for name, sae in saes.items()
     ]
-    if run.activations is not None:
+    if run.activations is not None and not (resume and all(job.is_finished for job in jobs)):
         from ..activations.stored import open_stored
 
         try:

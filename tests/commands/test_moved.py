@@ -65,6 +65,8 @@ def test_without_its_cache_the_language_model_runs(moved, caplog):
     assert main(["reproduce", str(moved / "two")]) == 0
     assert main(["eval", str(moved / "two" / "seed0")]) == 0
     assert "cache: no such folder; running the language model" in caplog.text
+    assert main(["train", "--resume", str(moved / "two" / "seed0")]) == 0
+    assert "already finished" in caplog.text
     assert (moved / "two" / "seed0" / CODES).stat().st_mtime_ns == kept
     assert of_random_tokens(moved) == random_tokens
     shutil.rmtree(moved / "two" / "seed0" / "codes")
