@@ -85,8 +85,8 @@ def find_bench_data(
     labelled = [one for one in evals if one in LABELLED]
     if labelled and (name == EMBEDDED or not path.is_dir()):
         raise BenchError(
-            f"{', '.join(labelled)}: texts with labels are read, not {name}; leave {'it' if len(labelled) == 1 else 'them'} out of evals, or give data='hub', "
-            "or a folder with SAE Bench's data sets, e.g. LabHC/bias_in_bios"
+            f"{', '.join(labelled)}: texts with labels are read, not {name}; leave {'it' if len(labelled) == 1 else 'them'} "
+            "out of evals, or give data='hub', or a folder with SAE Bench's data sets, e.g. LabHC/bias_in_bios"
         )
     has_core_set = given == HUB or (
         given != EMBEDDED and given is not None and (path / CORE_SET).is_dir()

@@ -19,7 +19,7 @@ from sae_bench.sae_bench_utils import dataset_info  # pyright: ignore[reportMiss
 
 from dictionary_learning_ext.activations.text import EMBEDDED_TEXT, open_text
 from dictionary_learning_ext.sae_bench import runner
-from dictionary_learning_ext.sae_bench.data import CORE_BOOKS, write_core_text
+from dictionary_learning_ext.sae_bench.data import CORE_BOOKS, CORE_SET, write_core_text
 from dictionary_learning_ext.sae_bench.settings import configure
 
 BOOKS = "embedded/books_in_bias_in_bios_schema"
@@ -45,8 +45,10 @@ TEST_EVERY = 3  # pieces of every third passage of the text are test data
 
 
 def write_books(folder: Path) -> None:
-    """Write the labelled books, and the held-out ones that core reads, into a folder of data sets."""
+    """Write the labelled books, and the held-out ones in place of core's own data set, into a folder of data sets."""
     write_core_text(open_text("embedded", split="heldout"), folder, 0)
+    (folder / CORE_SET).parent.mkdir(parents=True, exist_ok=True)
+    (folder / CORE_BOOKS).rename(folder / CORE_SET)
     (folder / BOOKS).mkdir(parents=True, exist_ok=True)
     for part, frame in passages().items():
         frame.to_parquet(folder / BOOKS / f"{part}.parquet", index=False)
@@ -68,9 +70,7 @@ def on_books() -> Iterator[None]:
 
 def _on_books(evaluation: str, *arguments: Any) -> Any:
     config = configure(evaluation, *arguments)  # pyright: ignore[reportArgumentType]
-    if evaluation == "core":
-        config.dataset = CORE_BOOKS
-    elif evaluation in ("scr", "tpp", "sparse_probing"):
+    if evaluation in ("scr", "tpp", "sparse_probing"):
         config.dataset_names = [BOOKS]
         config.context_length = min(config.context_length, CONTEXT)
         if evaluation != "sparse_probing":

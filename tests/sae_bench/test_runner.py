@@ -171,7 +171,7 @@ REFUSED = {
     "--evals sae_probes --model nowhere --probing-sets glue": r"probing_sets='glue': expected smallest",
     "--model elsewhere": r"language model 'elsewhere' can't be loaded",
     "--hook blocks.1.hook_resid_post": r"trained on blocks\.0.*, not on blocks\.1",
-    "--evals core,scr,sparse_probing": r"scr, sparse_probing: the embedded books have no labels; ",
+    "--evals core,scr,sparse_probing": r"scr, sparse_probing: texts with labels are read, not embedded; ",
     "nobody/nothing": r"^vsae: nobody/nothing: no such folder here, and the hub",
 }
 
