@@ -155,7 +155,9 @@ def train_saes(
     if not first.isfinite().all():
         raise NonFiniteError("batch 0 has NaN or infinite activations")
     unknown = dict.fromkeys(("model", "hook", "data"), UNKNOWN)
-    none: dict[str, Any] = dict.fromkeys(("activations", "max_norm_multiple", "eval_every"))
+    none: dict[str, Any] = dict.fromkeys(
+        ("target", "activations", "max_norm_multiple", "eval_every")
+    )
     own = {"batch_size": len(first), "eval_tokens": 0, "save_every": "none"}
     settings = replace(run, **unknown, **none, **own)
     folders = carry_out(plan(settings, saes), find=partial(OwnBatches, first, others))

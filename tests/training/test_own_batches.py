@@ -70,6 +70,13 @@ def test_every_sae_is_trained_on_each_batch_and_measured_by_the_evaluator(run):
         assert json.loads(lines[-1])["step"] == STEPS
 
 
+def test_a_target_belongs_to_the_text_and_is_ignored(run):
+    place = {"hook": "blocks.0.mlp.hook_in", "target": "blocks.0.hook_mlp_out"}
+    folders = train_saes(batches(), SAES, replace(run, **place))
+    assert type(load_dictionary(folders["vsae"])[0]).__name__ == "VariationalTopKAutoEncoder"
+    assert find_sae(folders["vsae"]).run.target is None
+
+
 def test_later_commands_ask_for_the_language_model(run, tmp_path, tiny_lm_dir, text):
     train_saes(batches(), {"a": SAES["top_k"]}, run)
     with pytest.raises(ConfigError, match=r"own.*give model, hook and data, or activations"):
