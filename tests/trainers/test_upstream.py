@@ -11,7 +11,9 @@ from small_trainers import BATCH, STEPS, D, F, assert_same, batch, built, weight
 
 from dictionary_learning_ext import VariationalTopKTrainer
 from dictionary_learning_ext.config.architectures import TRAINED, import_class
+from dictionary_learning_ext.config.run import RunConfig, TrainConfig
 from dictionary_learning_ext.config.sae import CONFIGS, option_names
+from dictionary_learning_ext.trainers.build import build_trainer
 from dictionary_learning_ext.trainers.upstream import CorrectedJumpReluTrainer, UpstreamTrainer
 
 # --- built from a configuration
@@ -76,6 +78,27 @@ def test_what_upstreams_top_k_trainers_take_as_an_attribute_reaches_it(architect
     """And the threshold starts within a short run."""
     trainer = inner(built(architecture, dead_feature_threshold=77))
     assert (trainer.dead_feature_threshold, trainer.threshold_start_step) == (77, STEPS // 2)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "steps", "averaged_over"),
+    [
+        ("batch_top_k", 8000, 80),
+        ("batch_top_k", 30, 1),
+        ("vsae_batch_top_k", 8000, 80),
+        ("matryoshka", 10**6, 1000),
+        ("top_k", 8000, 1000),
+    ],
+)
+def test_a_threshold_that_encodes_averages_over_a_hundredth_of_a_run(
+    architecture, steps, averaged_over
+):
+    """At most over upstream's 1,000 steps. A TopK's, by which nothing is encoded, is upstream's."""
+    sae = {"dict_size": F, "k": 3}
+    config = TrainConfig(CONFIGS[architecture](**sae), RunConfig(steps=steps)).resolved
+    place = {"activation_dim": D, "layer": 0, "name": "x", "device": "cpu"}
+    trainer = inner(build_trainer(config, energy=float(D), **place))
+    assert 1 - trainer.threshold_beta == pytest.approx(1 / averaged_over)
 
 
 def test_what_upstreams_top_k_trainer_was_built_with_is_an_attribute_of_the_vsaes():
