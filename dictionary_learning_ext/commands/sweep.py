@@ -90,7 +90,7 @@ def _run_file(file: Path, flags: SweepFlags) -> None:
             raise UserError("--device and --devices: give only one of them")
         devices = devices_of(flags.devices)
     configs = configurations(sweep, train_config, fixed)
-    ranking(sweep.metric)
+    ranking(sweep.metric)  # refuses a misspelt one before anything is trained
     needed = f"at least {len(configs)}, the runs of {file}"
     require(len(configs) <= flags.max_runs, "max_runs", flags.max_runs, needed)
     require(flags.at_once is None or flags.at_once >= 1, "at_once", flags.at_once, "at least 1")
