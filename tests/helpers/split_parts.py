@@ -25,7 +25,7 @@ from dictionary_learning_ext.trainers.split import (
     write_divided,
 )
 
-STEPS, STOPPED = 20, 8
+STEPS, STOPPED = 12, 5
 K = 4
 
 CASES = {
@@ -44,7 +44,7 @@ CASES |= {
     "point": {"posterior": "point", "rectify": True},
     "learned, rectified": {"posterior": "learned", "rectify": True, "noise_on": "values"},
     "by magnitude": {"select_by": "magnitude"},
-    "fading": {"noise_on": "selection", "noise_anneal_steps": 15},
+    "fading": {"noise_on": "selection", "noise_anneal_steps": 9},
     "k above a part's features": {"noise_on": "selection", "k": 30},
     "bf16": {"dtype": "bfloat16", "noise_on": "selection"},
     "probabilistic": {"cls": ProbabilisticTopKTrainer},

@@ -41,7 +41,7 @@ def of_four(anywhere, lm_dir_of, four_ranks, tmp_path_factory):
     """The folder of several scenarios, what four ranks return of each, and print, and the settings of two runs: one of
     text, which one process begins and four end, and one of a cache, which four begin."""
     folder = tmp_path_factory.mktemp("several")
-    text = replace(anywhere, steps=100, batch_size=48, n_ctxs=48, lm_batch_size=4, text_passes=None)
+    text = replace(anywhere, steps=60, batch_size=48, n_ctxs=48, lm_batch_size=4, text_passes=None)
     cache = str(folder / "cache_of_text")
     write_small(cache, text, 4000, (text.hook, OTHER_HOOK))
     runs = {
