@@ -284,7 +284,8 @@ class OpenedFolders:
             read = codes.tokens
             yield name, codes
         if read < tokens:
-            logger.warning("the text ended after %d tokens", read)
+            which = "held-out" if split == "heldout" else "training"
+            logger.warning("the %s text ended: measured on %d tokens, not %d", which, read, tokens)
 
     def contexts(self, split: Split, tokens: int) -> Iterator[ContextBatch]:
         """The first contexts of a split with their activations, see `Inputs.contexts`. Shows progress."""

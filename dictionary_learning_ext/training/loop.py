@@ -34,7 +34,8 @@ from ..errors import (
     TrainingError,
     in_shell,
 )
-from ..evaluation.measure import Sample, measure
+from ..evaluation.folders import OpenedFolders, evaluated
+from ..evaluation.measure import Sample
 from ..evaluation.symptoms import symptoms_of
 from ..progress import ProgressLines, progress
 from ..run_folder.files import EVALUATION, FAILED, OF, all_locked, write_json
@@ -71,6 +72,9 @@ logger = logging.getLogger(__name__)
 
 SHOWN = 3
 """The most SAEs that the progress bar shows. The metrics of all are in their metrics.jsonl."""
+MOST_KEPT = 16_000_000
+"""The final evaluation keeps the codes of SAEs trained together if they have at most so many selections: 140 MB. For more, the
+first command that needs them encodes the text again."""
 
 
 def train(
@@ -516,16 +520,25 @@ class Run:
             self.signals.check()
             for hook in dict.fromkeys(sae.hook for sae in trained):
                 own = {sae.name: sae for sae in trained if sae.hook == hook}
-                saes = {name: (sae.trained(), sae.norm_factor) for name, sae in own.items()}
-                held_out = self.inputs.held_out(hook, self.settings.eval_tokens)
-                for name, metrics in measure(saes, held_out).items():
-                    own[name].record(metrics)
+                saes = {name: sae.trained() for name, sae in own.items()}
+                folders = {name: find_sae(sae.folder) for name, sae in own.items()}
+                run, tokens = self.settings.at(hook), self.settings.eval_tokens
+                opened = OpenedFolders(run, saes, tokens, folders, self.inputs.language_model)
+                keep = _are_small([sae.config.sae for sae in own.values()], tokens)
+                for name, metrics in evaluated(opened, tokens, keep=keep).items():
+                    own[name].record(metrics, folders[name])
         except Interrupted as stop:
             where = in_shell(*(sae.folder for sae in trained))
             saved = "the training is done and saved"
             raise stop.when(
                 f"in the evaluation; {saved}; continue with `vsae eval {where}`"
             ) from stop
+
+
+def _are_small(saes: Sequence[SAEConfig], tokens: int) -> bool:
+    """Whether the codes of these SAEs on so many tokens have at most MOST_KEPT selections."""
+    ks = [sae.kept_per_token for sae in saes]
+    return tokens * sum(k or MOST_KEPT for k in ks) <= MOST_KEPT
 
 
 def _multiplied_by_torch(planned: Plan) -> list[str]:

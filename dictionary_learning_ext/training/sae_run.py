@@ -34,7 +34,7 @@ from ..run_folder.files import (
     writing,
 )
 from ..run_folder.resume_points import ResumePoint, Scale
-from ..run_folder.sae_folder import find_sae
+from ..run_folder.sae_folder import SAEFolder, find_sae
 from ..run_folder.schema import CONFIG_JSON
 from ..run_folder.weights import for_raw_activations, load_sae, save_weights
 from ..trainers.base import Trainer
@@ -270,9 +270,9 @@ class SAERun:
             return load_sae(find_sae(self.folder), self.settings.device)
         return self._for_raw_activations()
 
-    def record(self, metrics: dict[str, Any]) -> None:
-        """Write the final evaluation."""
-        metrics = with_identity(metrics, find_sae(self.folder).hash, self.settings)
+    def record(self, metrics: dict[str, Any], sae: SAEFolder) -> None:
+        """Write the final evaluation. `sae`: this SAE as it is saved."""
+        metrics = with_identity(metrics, sae.hash, self.settings)
         write_json(self.folder / EVALUATION, metrics)
         self.log.summarize(metrics)
 

@@ -29,6 +29,8 @@ CONTEXTS = 64
 """Read for them: 63 of 32 tokens, in groups of 16."""
 TRAINING_CONTEXTS = 1_280
 """Read for 40,000 training tokens, of which the dictionaries of random tokens are made: 1,250 of 32, in groups of 64."""
+EVALUATED = 200
+"""Tokens of the final evaluation."""
 
 
 @dataclass
@@ -182,3 +184,10 @@ def test_each_token_is_encoded_once_and_by_a_second_command_not_at_all(name, two
     assert again.models == int(cost.model_again)
     assert again.contexts == cost.loss
     assert first.dense == again.dense == 0
+
+
+def test_what_the_final_evaluation_encoded_is_not_encoded_again(two):
+    with counted() as found:
+        assert main(["reproduce", *two]) == 0
+    assert [*found.encoded.values()] == [40_000 + EVALUATED] * 2, "random tokens alone"
+    assert found.decoded == 2 * EVALUATED

@@ -131,7 +131,7 @@ def test_stopped_anywhere_the_same_command_continues_to_the_same_saes(
     places = [
         ("activations", cache_writer._Writer, "training_part", 1),
         ("first seed", SAERun, "update", 3),
-        ("its evaluation", loop, "measure", 1),
+        ("its evaluation", loop, "evaluated", 1),
         ("third seed", SAERun, "update", 11),
         ("table", reproduce_module, "reproduce_settings", 1),
     ]

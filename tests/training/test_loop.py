@@ -49,7 +49,7 @@ def run_of(run):
     return lambda **changes: replace(run, **short | changes)
 
 
-def stop(*_):
+def stop(*_, **__):
     os.kill(os.getpid(), signal.SIGTERM)
 
 
@@ -412,7 +412,7 @@ def test_sinks_are_named_at_each_hook_point_unless_they_are_left_out(
 def test_a_run_that_ended_in_its_evaluation_is_evaluated(run, tmp_path, monkeypatch):
     (whole,) = train(replace(run, save_dir=str(tmp_path / "whole")), {"x": sae_of()}).values()
 
-    monkeypatch.setattr(loop, "measure", stop)
+    monkeypatch.setattr(loop, "evaluated", stop)
     with pytest.raises(Interrupted, match=r"SIGTERM .*vsae eval"):
         train(run, {"x": sae_of()})
     monkeypatch.undo()
@@ -471,7 +471,7 @@ def test_none_writes_no_points_but_a_signal_does(run, monkeypatch):
 
 def test_what_is_trained_is_not_thrown_away_for_want_of_a_point(run, monkeypatch):
     quiet = replace(run, save_every="none", save_steps="20")
-    monkeypatch.setattr(loop, "measure", stop)
+    monkeypatch.setattr(loop, "evaluated", stop)
     with pytest.raises(Interrupted):
         train(quiet, {"x": sae_of()})
     monkeypatch.undo()
