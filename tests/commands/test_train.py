@@ -21,7 +21,6 @@ from dictionary_learning_ext.config.presets import PRESETS, preset
 from dictionary_learning_ext.config.run import RunConfig, TrainConfig
 from dictionary_learning_ext.config.sae import CONFIGS
 from dictionary_learning_ext.errors import FlagError
-from dictionary_learning_ext.run_folder.files import CODES
 from dictionary_learning_ext.training import loop
 
 
