@@ -68,12 +68,12 @@ def _show(folder: Path) -> None:
     """Print the results of the sweep in a folder, and write them there."""
     from ..report.many_runs import from_folder
     from ..report.runs_page import show_sweep
-    from ..sweep.runner import metric_of, progress
+    from ..sweep.runner import progress, read_manifest
 
-    missing = progress(folder)
+    missing, metric = progress(folder), read_manifest(folder).metric
     results = from_folder(folder, missing)
     width = shutil.get_terminal_size().columns
-    print(printable(show_sweep(results, folder, missing, width, metric_of(folder))))
+    print(printable(show_sweep(results, folder, missing, width, metric)))
 
 
 def _run_file(file: Path, flags: SweepFlags) -> None:

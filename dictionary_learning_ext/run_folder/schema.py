@@ -96,15 +96,6 @@ METRICS_JSON = Object(
 """metrics.json, and a line of metrics.jsonl."""
 RANDOM_TOKENS_JSON = Object({"of": str}, others=float | None)
 """RANDOM_TOKENS of files.py."""
-SWEEP_JSON = Object(
-    {
-        "settings": Object(others=_SETTINGS),
-        "name": str | None,
-        "advice": Object(others=str),
-        "metric": Object({"name": str, "goal": str}, or_null=True),
-    }
-)
-"""SWEEP_MANIFEST of files.py."""
 _ABOUT = {
     **dict.fromkeys(("model_name", "hook_name", "dataset_path", "text_column"), str | None),
     "context_size": int | None,

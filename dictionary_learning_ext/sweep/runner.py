@@ -9,11 +9,11 @@ import contextlib
 import logging
 import math
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..config.checks import require
+from ..config.checks import Checked, require
 from ..config.run import TrainConfig, require_same
 from ..errors import ConfigError, TrainingError, UserError, first_line
 from ..run_folder.files import (
@@ -30,7 +30,7 @@ from ..run_folder.files import (
     writing,
 )
 from ..run_folder.reading import is_finished, load_config
-from ..run_folder.schema import SWEEP_JSON
+from ..run_folder.schema import Object
 from ..training.plan import fitting_at_once
 from ..training.processes import saying_how_to_continue
 from .cached import SweepCache
@@ -54,7 +54,7 @@ def run_sweep(
     name: str | None = None,
     command: str | None = None,
     cache: SweepCache | None = None,
-    metric: dict[str, Any] | None = None,
+    metric: dict[str, str] | None = None,
     on_begin: Callable[[int], None] = lambda at_once: None,
 ) -> dict[str, Path]:
     """Train the runs of a sweep that are not finished. The folder may hold more runs.
@@ -86,10 +86,11 @@ def run_sweep(
     expected = "a folder for run folders, and this one holds a run"
     require(not is_run, "save_dir", str(save_dir), expected, instead="choose another")
     first = next(iter(configs.values())).run
-    own_devices = [chosen_device(device, "devices") for device in devices]
-    own_devices = own_devices or [chosen_device(first.device)]
+    own_devices = [chosen_device(one, "devices") for one in devices] or [
+        chosen_device(first.device)
+    ]
     overwrite = first.overwrite
-    again, former = how_to_continue(overwrite, command), _read(save_dir)
+    again, former = how_to_continue(overwrite, command), read_manifest(save_dir)
     begun = {} if overwrite else _begun(configs, save_dir)
     if any(was["activations"] is None for was in begun.values()):
         cache = None  # the disk was too small when they began
@@ -109,9 +110,13 @@ def run_sweep(
         on_begin(min(at_once, max((len(chunk.configs) for chunk in left), default=0)))
         if cache is not None and left:
             reading = cache.write(configs, is_read=bool(begun))
-        settings = former.settings | {run: config.to_dict() for run, config in reading.items()}
-        advice = former.advice | dict.fromkeys(configs, again)
-        write_json(save_dir / SWEEP_MANIFEST, asdict(Manifest(settings, name, advice, metric)))
+        manifest = Manifest(
+            settings=former.settings | {run: config.to_dict() for run, config in reading.items()},
+            name=name,
+            advice=former.advice | dict.fromkeys(configs, again),
+            metric=metric,
+        )
+        write_json(save_dir / SWEEP_MANIFEST, vars(manifest))
         chunks = list(chunks_of(reading, save_dir, name, at_once, done + failed))
         failures = train_on(devices, chunks) if devices else _train(chunks)
     earlier = "failed earlier (see {}; to train it again, delete its folder)"
@@ -132,9 +137,8 @@ def _begun(configs: Iterable[str], save_dir: Path) -> SettingsByRun:
     found = {}
     for run in configs:
         with writing(save_dir / run):  # its name may be too long
-            is_there = (save_dir / run / CONFIG).is_file()
-        if is_there:
-            found[run] = load_config(save_dir / run).to_dict()
+            if (save_dir / run / CONFIG).is_file():
+                found[run] = load_config(save_dir / run).to_dict()
     return found
 
 
@@ -176,8 +180,8 @@ def _train(chunks: list[Chunk]) -> list[str]:
 # --- sweep.json
 
 
-@dataclass(frozen=True)
-class Manifest:
+@dataclass(frozen=True, kw_only=True)
+class Manifest(Checked):
     """The content of sweep.json: the settings of the sweep's runs, and of others in the folder."""
 
     settings: SettingsByRun = field(default_factory=dict)
@@ -185,17 +189,17 @@ class Manifest:
     """The sweep's name, by which wandb groups its runs."""
     advice: dict[str, str] = field(default_factory=dict)
     """How to continue each run after an interruption, by its name."""
-    metric: dict[str, Any] | None = None
+    metric: dict[str, str] | None = None
     """The name and the goal of the metric that ranks the runs, as the sweep's file has them."""
 
 
-def _read(save_dir: Path) -> Manifest:
-    """Read a folder's sweep.json; empty if there is none. Raises ConfigError if it is damaged."""
+def read_manifest(save_dir: Path) -> Manifest:
+    """A folder's sweep.json; empty if there is none. Raises ConfigError if it is damaged."""
     path = save_dir / SWEEP_MANIFEST
     if not path.is_file():
         return Manifest()
     try:
-        manifest = Manifest(**read_json(path, SWEEP_JSON))
+        manifest = Manifest(**read_json(path, Object()))
         for name in manifest.settings:
             require_inside(name)
         return manifest
@@ -207,7 +211,7 @@ def _read(save_dir: Path) -> Manifest:
 
 def chunk_in(save_dir: Path, names: Sequence[str], device: str) -> Chunk:
     """A chunk with some runs of a folder's sweep, to be trained on a device."""
-    manifest = _read(save_dir)
+    manifest = read_manifest(save_dir)
     on_device = {name: manifest.settings[name] | {"device": device} for name in names}
     configs = {name: TrainConfig().with_settings(each, name) for name, each in on_device.items()}
     return Chunk(configs, save_dir, manifest.name)
@@ -227,18 +231,13 @@ def _ended(names: Iterable[str], save_dir: Path) -> tuple[list[str], list[str]]:
     return done, failed
 
 
-def metric_of(save_dir: Path) -> dict[str, Any] | None:
-    """The metric by which a folder's sweep says that its runs are ranked; None if it doesn't."""
-    return _read(save_dir).metric
-
-
 def _finished(names: Collection[str], save_dir: Path) -> str:
     return f"{len(_ended(names, save_dir)[0])} of {len(names)} runs are finished"
 
 
 def progress(save_dir: Path) -> str | None:
     """How many runs of a folder's sweep are finished, and how to continue; None if all are finished."""
-    manifest = _read(save_dir)
+    manifest = read_manifest(save_dir)
     done, failed = _ended(manifest.settings, save_dir)
     parts = []
     if failed:

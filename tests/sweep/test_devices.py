@@ -2,7 +2,6 @@
 
 import signal
 import sys
-from dataclasses import asdict
 
 import pytest
 import torch
@@ -167,9 +166,7 @@ def test_a_process_says_why_it_ends(error, status, said, begun, monkeypatch, cap
 def test_sweep_json_gives_back_the_settings_of_every_architecture(architecture, name, tmp_path):
     config = preset(name).with_settings({"architecture": architecture}, "x")
     config = TrainConfig(config.sae.resolve(config.run.steps), config.run)
-    write_json(
-        tmp_path / "sweep.json", asdict(runner.Manifest({"a": config.to_dict()}, None, {"a": ""}))
-    )
+    write_json(tmp_path / "sweep.json", {"settings": {"a": config.to_dict()}, "advice": {"a": ""}})
     (back,) = runner.chunk_in(tmp_path, ["a"], config.run.device).configs.values()
     sae = back.sae.resolve(back.run.steps)
     assert TrainConfig(sae, back.run) == config

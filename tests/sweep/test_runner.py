@@ -6,7 +6,7 @@ import fcntl
 import json
 import signal
 import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import psutil
 import pytest
@@ -365,8 +365,8 @@ def finished(folder, config=CONFIGS["a"]):
 def start(folder):
     """A sweep of three runs, of which none is begun."""
     settings = {name: CONFIGS["a"].to_dict() for name in "abc"}
-    manifest = runner.Manifest(settings, "tiny", dict.fromkeys("abc", "run `vsae x` again"))
-    write_json(folder / "sweep.json", asdict(manifest))
+    advice = dict.fromkeys("abc", "run `vsae x` again")
+    write_json(folder / "sweep.json", {"settings": settings, "name": "tiny", "advice": advice})
 
 
 def test_more_runs_join_those_that_are_there(configs, calls, tmp_path):
