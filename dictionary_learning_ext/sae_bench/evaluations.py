@@ -6,7 +6,6 @@ Core's results also have our metrics.
 import random
 import shutil
 import sys
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -68,8 +67,18 @@ def evaluate(
         random.seed(SEED)
         np.random.seed(SEED)
         t.manual_seed(SEED)
-        run_eval = _run_eval_of(evaluation, settings, work)
-        run_eval(config, [(name, sae)], settings.device, str(output), force_rerun=True)
+        arguments: Any = config, [(name, sae)], settings.device, str(output), True
+        match evaluation:
+            case "core":
+                _core(settings, *arguments)
+            case "absorption":
+                _absorption(work, *arguments)
+            case "sae_probes":
+                _sae_probes(settings, *arguments)
+            case "sparse_probing":
+                sparse_probing.run_eval(*arguments, artifacts_path=str(work))
+            case _:
+                scr_and_tpp.run_eval(*arguments, artifacts_path=str(work))
         paths = list(output.rglob("*.json"))
         if not paths:  # of absorption
             raise BenchError(
@@ -81,23 +90,6 @@ def evaluate(
             ours = our_metrics(sae, config, settings)
             result["eval_result_unstructured"] = ours | {"text": settings.data.core_text}
     return result
-
-
-def _run_eval_of(
-    evaluation: BenchEvaluation, settings: BenchSettings, work: Path
-) -> Callable[..., Any]:
-    """SAE Bench's `run_eval`, which keeps what SAEs share in the folder `work`."""
-    match evaluation:
-        case "core":
-            return partial(_core, settings)
-        case "absorption":
-            return partial(_absorption, work)
-        case "sae_probes":
-            return partial(_sae_probes, settings)
-        case _:
-            is_probing = evaluation == "sparse_probing"
-            module = sparse_probing if is_probing else scr_and_tpp
-            return partial(module.run_eval, artifacts_path=str(work))
 
 
 def _core(
@@ -135,7 +127,7 @@ def _core(
         )
 
 
-def _absorption(work: Path, *arguments: Any, **options: Any) -> None:
+def _absorption(work: Path, *arguments: Any) -> None:
     """`run_eval` with its files in `work`. By default they are in SAE Bench's package, and another model's of the same name
     would be taken."""
     probes, sparse = work / "probes", work / "k_sparse_probing"
@@ -151,7 +143,7 @@ def _absorption(work: Path, *arguments: Any, **options: Any) -> None:
             probes_dir=probes,
         ),
     ):
-        absorption.run_eval(*arguments, **options)
+        absorption.run_eval(*arguments)
 
 
 def _sae_probes(
@@ -160,7 +152,6 @@ def _sae_probes(
     selected: list[tuple[str, BaseSAE]],
     device: str,
     *arguments: Any,
-    **options: Any,
 ) -> None:
     """`run_eval`, with the language model's activations of texts that are no longer than its context."""
     from sae_bench.evals.sparse_probing_sae_probes.main import run_eval  # takes seconds
@@ -181,7 +172,7 @@ def _sae_probes(
             batch_size=settings.batch_size,
             model=settings.model,
         )
-        run_eval(config, selected, device, *arguments, **options)  # pyright: ignore[reportArgumentType]
+        run_eval(config, selected, device, *arguments)  # pyright: ignore[reportArgumentType]
 
 
 @t.no_grad()
