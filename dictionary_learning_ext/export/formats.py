@@ -46,7 +46,7 @@ from ..run_folder.foreign_weights import UNIT_NORM_TOLERANCE, load_foreign
 from ..run_folder.sae_folder import find_sae
 from ..run_folder.schema import Object
 from ..run_folder.weights import save_weights
-from ..trainers.dictionaries import is_transcoder, weights_by_feature
+from ..trainers.dictionaries import is_transcoder, other_weight, weights_by_feature
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -74,7 +74,7 @@ class _Function(NamedTuple):
     sae_lens: str
     """SAELens's name of an architecture that computes it; empty if there is none."""
     weights: tuple[str, ...] = ("b_enc",)
-    """Its weights beside W_enc, W_dec and b_dec, by their names in _WEIGHTS."""
+    """Its weights beside W_enc, W_dec and b_dec, by SAELens's names."""
     needs: str = ""
     """What sparsify lacks for it, e.g. thresholds."""
 
@@ -86,15 +86,6 @@ _FUNCTIONS: dict[Function, _Function] = {
     "relu": _Function("standard"),
     "gated": _Function("gated", ("b_gate", "b_mag", "r_mag"), "gates"),
 }
-_WEIGHTS = {
-    "b_enc": ("encoder.bias", "b_enc"),
-    "b_dec": ("b_dec", "bias", "decoder_bias", "decoder.bias"),
-    "threshold": ("threshold",),
-    "b_gate": ("gate_bias",),
-    "b_mag": ("mag_bias",),
-    "r_mag": ("r_mag",),
-}
-"""The names of weights in folders for SAELens, with the names that they have in our and upstream's classes."""
 
 
 class ExportedSAE(NamedTuple):
@@ -143,11 +134,12 @@ class ExportedSAE(NamedTuple):
 
         A threshold has a value for each feature.
         """
-        state = self.dictionary.state_dict()
         W_enc_FD, W_dec_FD = weights_by_feature(self.dictionary)
         tensors = {"W_enc": W_enc_FD.detach().t(), "W_dec": W_dec_FD.detach()}
         for name in ("b_dec", *_FUNCTIONS[self.function].weights):
-            tensors[name] = next(state[own] for own in _WEIGHTS[name] if own in state)
+            weight = other_weight(self.dictionary, name)
+            assert weight is not None  # its function has it
+            tensors[name] = weight
         if self.function == "jump_relu":
             tensors["threshold"] = tensors["threshold"].expand(self.dictionary.dict_size)
         return {name: value.cpu().contiguous() for name, value in tensors.items()}

@@ -14,13 +14,13 @@ from sae_bench.sae_bench_utils import graphing_utils
 from ..config.architectures import ARCHITECTURES, BY_DICT_CLASS, TRAINED
 from ..errors import BenchError
 from ..run_folder.files import CONFIG, WEIGHTS
+from ..run_folder.foreign_weights import UNIT_NORM_TOLERANCE
 from ..run_folder.sae_folder import SAEFolder, find_sae
 from ..run_folder.weights import load_sae
-from ..trainers.dictionaries import weights_by_feature
+from ..trainers.dictionaries import other_weight, weights_by_feature
 
 _COLOURS = ("crimson", "magenta", "teal", "darkorange", "olive", "dodgerblue")
 _MARKERS = "Dvph*Ps"
-_NORM_TOLERANCE = 1e-5  # SAE Bench's
 
 
 class BenchSAE(BaseSAE):
@@ -41,18 +41,20 @@ class BenchSAE(BaseSAE):
         hook_name: str,
         hook_layer: int,
     ):
-        W_enc, W_dec, b_enc, b_dec = _weights(dictionary)
+        W_enc_FD, W_dec_FD = weights_by_feature(dictionary)
         super().__init__(
-            d_in=W_enc.shape[0],
-            d_sae=W_enc.shape[1],
+            d_in=dictionary.activation_dim,
+            d_sae=dictionary.dict_size,
             model_name=model_name,
             hook_layer=hook_layer,
-            device=W_dec.device,
-            dtype=W_dec.dtype,
+            device=W_dec_FD.device,
+            dtype=W_dec_FD.dtype,
             hook_name=hook_name,
         )
-        self.W_enc.data, self.W_dec.data = W_enc.detach(), W_dec.detach()
-        self.b_enc.data, self.b_dec.data = b_enc.detach(), b_dec.detach()
+        self.W_enc.data, self.W_dec.data = W_enc_FD.T.detach(), W_dec_FD.detach()
+        for name in ("b_enc", "b_dec"):  # 0 where there is none
+            if (weight := other_weight(dictionary, name)) is not None:
+                getattr(self, name).data = weight
         self.dictionary: Any = dictionary
         self.requires_grad_(False)
         name = type(dictionary).__name__
@@ -60,10 +62,10 @@ class BenchSAE(BaseSAE):
         variant = getattr(dictionary, "variant", "")
         self.cfg.architecture = row.bench_name_of(variant) if row else name
         off = float((self.W_dec.norm(dim=1) - 1).abs().max())
-        if off > _NORM_TOLERANCE:
+        if off > UNIT_NORM_TOLERANCE:
             raise BenchError(
                 f"decoder columns of a {name} are off unit norm by {off:.1e}; "
-                f"expected at most {_NORM_TOLERANCE:.0e}: scale each feature's decoder column to 1 "
+                f"expected at most {UNIT_NORM_TOLERANCE:.0e}: scale each feature's decoder column to 1 "
                 "and its encoder row and bias by the former norm"
             )
 
@@ -75,16 +77,6 @@ class BenchSAE(BaseSAE):
 
     def forward(self, x: t.Tensor) -> t.Tensor:
         return self.decode(self.encode(x))
-
-
-def _weights(dictionary: Any) -> tuple[t.Tensor, t.Tensor, t.Tensor, t.Tensor]:
-    """W_enc (D, F), W_dec (F, D), b_enc (F,) and b_dec (D,) of a dictionary of any class."""
-    W_enc_FD, W_dec_FD = weights_by_feature(dictionary)
-    state, none_F = dictionary.state_dict(), W_enc_FD.new_zeros(dictionary.dict_size)
-    b_enc = (state[name] for name in ("b_enc", "encoder.bias") if name in state)
-    names = ("b_dec", "decoder_bias", "bias", "decoder.bias")
-    b_dec = (state[name] for name in names if name in state)
-    return W_enc_FD.T, W_dec_FD, next(b_enc, none_F), next(b_dec)
 
 
 def load_bench_sae(

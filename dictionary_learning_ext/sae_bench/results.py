@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import BenchError
-from ..evaluation.metrics import Metric, shown_in
+from ..evaluation.metrics import shown_in
 from ..evaluation.tables import text_table
 
 Values = dict[str, dict[str, float]]
@@ -90,18 +90,14 @@ def curve(result: dict[str, Any] | None, which: str) -> dict[int, float]:
     return {n: value for n, value in values.items() if value is not None}
 
 
-def our_name(metric: Metric) -> str:
-    """The name of one of our metrics in tables with SAE Bench's, some of which have the same label."""
-    return f"{metric.label} (ours)"
-
-
 def rows_of(results: dict[str, dict[str, Any]]) -> dict[str, float]:
     """The metrics of one SAE, by their names in the table."""
     rows: dict[str, float | None] = {}
     if core := results.get("core"):
         rows |= {name: metrics(core, c)[key] for name, (c, key) in _CORE.items()}
         ours = core["eval_result_unstructured"]
-        rows |= {our_name(metric): ours.get(metric.key) for metric in shown_in("bench")}
+        # Some of SAE Bench's have the same label.
+        rows |= {f"{metric.label} (ours)": ours.get(metric.key) for metric in shown_in("bench")}
     rows |= {f"SCR, N = {n}": value for n, value in curve(results.get("scr"), "scr").items()}
     tpp = curve(results.get("tpp"), "total_metric")
     rows |= {f"TPP, N = {n}": value for n, value in tpp.items()}

@@ -104,6 +104,23 @@ def weights_by_feature(dictionary: Any) -> tuple[t.Tensor, t.Tensor]:
     return dictionary.encoder.weight, dictionary.decoder.weight.T
 
 
+_OTHER_WEIGHTS = {
+    "b_enc": ("encoder.bias", "b_enc"),
+    "b_dec": ("b_dec", "bias", "decoder_bias", "decoder.bias"),
+    "threshold": ("threshold",),
+    "b_gate": ("gate_bias",),
+    "b_mag": ("mag_bias",),
+    "r_mag": ("r_mag",),
+}
+"""SAELens's names of weights, with those that they have in our and upstream's classes."""
+
+
+def other_weight(dictionary: Dictionary, name: str) -> t.Tensor | None:
+    """A weight by SAELens's name, e.g. b_dec; None if the dictionary has none, as a gated SAE no b_enc."""
+    state = dictionary.state_dict()
+    return next((state[own] for own in _OTHER_WEIGHTS[name] if own in state), None)
+
+
 @t.no_grad()
 def decoder_directions(dictionary: Dictionary, features: Sequence[int] | None = None) -> t.Tensor:
     """Each feature's decoder direction, a copy on the CPU: (F, D).
