@@ -2,9 +2,8 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
-from ..config.architectures import COMPARED_TOKENS, ExportFormat
+from ..config.architectures import COMPARED_TOKENS, ExportFormat, PushFormat
 from ..errors import CheckpointError, UserError, as_flag, in_shell
 from .flags import FOLDER, Command, positional, vsae
 from .measure import StoredFlags
@@ -95,7 +94,7 @@ class PushFlags:
     """A repo on the hub. It is created if it does not exist."""
     public: bool = False
     """Create the repo as public. Default: private."""
-    format: tuple[Literal["sae-lens", "sparsify"], ...] = ()
+    format: tuple[PushFormat, ...] = ()
     """Also add what these libraries read, for SAE.from_pretrained of SAELens and
     SparseCoder.load_from_hub. The SAEs are exported again, so the language model is needed."""
     allow_inexact: bool = False

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any, Literal
 
+PushFormat = Literal["sae-lens", "sparsify"]
 ExportFormat = Literal["sae-bench", "dictionary-learning", "sae-lens", "sparsify", "circuit-tracer"]
 COMPARED_TOKENS = 10_000
 """How many held-out tokens an export is compared on with its SAE, by default."""

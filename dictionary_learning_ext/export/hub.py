@@ -16,14 +16,14 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import huggingface_hub
 from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import validate_repo_id
 
-from ..config.architectures import BY_DICT_CLASS
+from ..config.architectures import BY_DICT_CLASS, PushFormat
 from ..config.checks import require_choice
 from ..config.run import UNKNOWN
 from ..errors import CheckpointError, HubError, UserError, first_line
@@ -42,8 +42,6 @@ from ..run_folder.weights import load_sae
 from .exporter import export
 from .formats import FORMATS
 from .local_paths import without_local_paths
-
-PushFormat = Literal["sae-lens", "sparsify"]
 
 # HfHubHTTPError's bases are the errors of the HTTP library under huggingface_hub, which has been
 # requests, httpx and httpx2.
