@@ -23,7 +23,6 @@ from typing import Any, Literal
 
 from ..config.checks import Checked
 from ..errors import ActivationsError
-from .files import require_inside
 
 CacheDtype = Literal["float32", "float16"]
 MANIFEST = "manifest.json"
@@ -122,9 +121,9 @@ class CacheManifest(Checked):
 
 def read_manifest(folder: Path) -> CacheManifest | None:
     """The manifest in a folder; None if there is none. Raises ActivationsError if it is damaged."""
-    if not is_begun(folder):
-        return None
     path = folder / MANIFEST
+    if not path.is_file():
+        return None
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         settings, documents = content["settings"], content["documents"]
@@ -148,13 +147,10 @@ def read_manifest(folder: Path) -> CacheManifest | None:
 
 
 def _file(entry: dict[str, Any]) -> CacheFile:
-    require_inside(entry["name"])
-    return CacheFile(**entry)
-
-
-def is_begun(folder: Path) -> bool:
-    """Whether a folder holds a cache, finished or not."""
-    return (folder / MANIFEST).is_file()
+    file = CacheFile(**entry)
+    if Path(file.name).is_absolute() or ".." in Path(file.name).parts or "\0" in file.name:
+        raise ValueError(f"the file {file.name!r} is not in the folder")
+    return file
 
 
 def finished_manifest(folder: Path) -> CacheManifest | None:

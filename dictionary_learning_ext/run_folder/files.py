@@ -198,14 +198,8 @@ def target_of(path: str | Path) -> Path:
     return Path(os.path.realpath(path))
 
 
-def require_inside(name: str) -> None:
-    """Raise a ValueError if a file name from an untrusted file leads out of the folder that it will be joined to."""
-    if Path(name).is_absolute() or ".." in Path(name).parts or "\0" in name:
-        raise ValueError(f"the file {name!r} is not in the folder")
-
-
 def require_folder_name(name: str, what: str) -> None:
-    """Raise a ConfigError unless a user's name is a plain folder name.
+    """Raise a ConfigError unless a name is a plain folder name.
 
     Arguments:
         what: what is named, for the message, e.g. "SAE name".
@@ -278,6 +272,8 @@ def is_of_a_run(config: Path) -> bool:
 
 # --- writing
 
+REPAIR = "copy it again or train again"
+"""What to do about a damaged file of a run."""
 SAVE_DIR = "save_dir"
 """The setting that messages name by default when a folder can't be written."""
 

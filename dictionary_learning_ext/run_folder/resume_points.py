@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import CheckpointError, in_shell
-from .files import RESUME, WEIGHTS, divided, remove, resume_point, sync, writing
+from .files import REPAIR, RESUME, WEIGHTS, divided, remove, resume_point, sync, writing
 from .reading import steps_of
 from .tensors import read_tensors, save_tensors
 
@@ -106,7 +106,7 @@ def load_point(folder: Path, step: int) -> ResumePoint:
     point = replace(point, scale=Scale(*point.scale))
     parts = divided(folder, step)
     if point.parts is not None and sizes(parts) != point.parts:
-        raise CheckpointError(f"{parts}: incomplete", instead="copy it again or train again")
+        raise CheckpointError(f"{parts}: incomplete", instead=REPAIR)
     return point
 
 

@@ -25,6 +25,7 @@ from .files import (
     CONFIG,
     EVALUATION,
     FAILED,
+    REPAIR,
     RESULTS,
     WEIGHTS,
     at_home,
@@ -323,12 +324,12 @@ def read_metrics(folder: str | Path) -> dict[str, Any]:
 
 def _config_in(folder: Path) -> dict[str, Any]:
     """The content of config.json in a folder of this package, of upstream or of Baker & Li."""
-    path, repair = folder / CONFIG, "copy it again or train again"
+    path = folder / CONFIG
     if not path.is_file():
         raise reading.missing_error(folder, CONFIG)
-    config = read_json(path, CONFIG_JSON, repair)
+    config = read_json(path, CONFIG_JSON, REPAIR)
     if "dict_class" not in config.get("trainer", {}):
-        what = f"{path}: expected an object with trainer.dict_class; {repair}"
+        what = f"{path}: expected an object with trainer.dict_class; {REPAIR}"
         raise reading.holds_saes_error(folder) or CheckpointError(what)
     return config
 

@@ -13,10 +13,11 @@ from ..devices import chosen_device
 from ..errors import CheckpointError, in_shell
 from ..trainers.dictionaries import weights_by_feature
 from ..trainers.parts import WHOLE, Part
+from .files import REPAIR
 from .foreign_weights import load_foreign
 from .reading import steps_of
 from .sae_folder import SAEFolder, find_sae
-from .tensors import REPAIR, damaged, read_state_dict, require_sizes, save_tensors
+from .tensors import damaged, read_state_dict, require_sizes, save_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -41,17 +42,14 @@ def for_raw_activations(
     return dictionary
 
 
-def save_weights(
-    path: Path, dictionary: Dictionary, norm_factor: float = 1.0, part: Part = WHOLE
-) -> None:
-    """Write the state dict of `for_raw_activations(dictionary, norm_factor)`, atomically.
+def save_weights(path: Path, dictionary: Dictionary, part: Part = WHOLE) -> None:
+    """Write the state dict of a dictionary that takes raw activations, atomically.
 
     Arguments:
         part: the features that this process has of a split dictionary. All processes call this, and the first writes.
 
     Raises: CheckpointError if the file can't be written.
     """
-    dictionary = for_raw_activations(dictionary, norm_factor)
     state = part.gathered(dictionary.state_dict())
     if state is not None:
         save_tensors(path, {name: value.contiguous() for name, value in state.items()})

@@ -25,7 +25,7 @@ from ..run_folder.files import (
     locked,
     read_json,
     remove,
-    require_inside,
+    require_folder_name,
     write_json,
     writing,
 )
@@ -201,7 +201,7 @@ def read_manifest(save_dir: Path) -> Manifest:
     try:
         manifest = Manifest(**read_json(path, Object()))
         for name in manifest.settings:
-            require_inside(name)
+            require_folder_name(name, "run name")
         return manifest
     except (ValueError, TypeError) as error:
         raise ConfigError(

@@ -13,7 +13,7 @@ from torch.distributions import Normal, kl_divergence
 
 from dictionary_learning_ext import VAEase, VAEaseTrainer, load_dictionary
 from dictionary_learning_ext.evaluation.metrics import computed
-from dictionary_learning_ext.run_folder.weights import save_weights
+from dictionary_learning_ext.run_folder.weights import for_raw_activations, save_weights
 
 D, F = 8, 20
 
@@ -195,7 +195,7 @@ def test_from_pretrained_needs_no_other_file(tmp_path):
     trainer = make_trainer(prior_std=0.7, gamma_init=0.2, active_gate=0.1)
     for step in range(12):
         trainer.update(step, data(seed=step))
-    save_weights(tmp_path / "ae.pt", trainer.ae, 3.0)
+    save_weights(tmp_path / "ae.pt", for_raw_activations(trainer.ae, 3.0))
     trainer.ae.scale_biases(3.0)
     trainer.ae.normalize_decoder()
     t.save(trainer.ae.state_dict(), tmp_path / "unit.pt")
