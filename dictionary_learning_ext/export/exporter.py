@@ -135,7 +135,7 @@ def export(
     require_supported(form, source)
     row = FORMATS[form]
     with _new_folder(target) as temporary:
-        with _writing(target):
+        with writing(target, "out"):
             row.write(temporary, source)
         if inputs is None:
             reading_model = replace(run, activations=None)
@@ -150,7 +150,7 @@ def export(
                 f"{folder} as {form} is not exact: {difference}{_reason(source)}",
                 instead="give allow_inexact=True to export it anyway",
             )
-        with _writing(target):
+        with writing(target, "out"):
             if not difference.is_exact:  # the metrics are another SAE's
                 for path in temporary.rglob(EVALUATION):
                     path.unlink()
@@ -203,7 +203,7 @@ def _new_folder(target: Path) -> Iterator[Path]:
     """
     above = next(path for path in target.absolute().parents if path.exists())
     with ExitStack() as stack:
-        with _writing(target):
+        with writing(target, "out"):
             unfinished = stack.enter_context(temporary_in(above, "export"))
         yield unfinished
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -215,7 +215,7 @@ def _new_folder(target: Path) -> Iterator[Path]:
                     instead="give another, or delete it first",
                 )
             return
-        with _writing(target):
+        with writing(target, "out"):
             target.parent.mkdir(parents=True, exist_ok=True)
             unfinished.replace(target)
 
@@ -235,15 +235,3 @@ def _are_alike(one: Path, other: Path) -> bool:
         return cmp(one, other, shallow=False)
     contents = [read_json(path, Object()) | {"export": None} for path in (one, other)]
     return contents[0] == contents[1]
-
-
-@contextmanager
-def _writing(target: Path) -> Iterator[None]:
-    """Turn an OSError within the block into a CheckpointError that names `target`, not the temporary folder."""
-    with writing(target, "out"):
-        try:
-            yield
-        except CheckpointError as error:  # that names a file of the temporary folder
-            if isinstance(error.__cause__, OSError):
-                raise error.__cause__ from None
-            raise

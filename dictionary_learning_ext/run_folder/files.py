@@ -280,7 +280,8 @@ SAVE_DIR = "save_dir"
 
 @contextmanager
 def writing(path: Path, given_by: str = SAVE_DIR) -> Iterator[None]:
-    """Turn an OSError inside the block into a CheckpointError that says what to do.
+    """Turn an OSError inside the block into a CheckpointError that says what to do. Of nested blocks, the outermost one's path is
+    named.
 
     Arguments:
         given_by: what gives the path, which the user can change: a setting, e.g. save_dir, or words, e.g. "disk for this
@@ -288,12 +289,15 @@ def writing(path: Path, given_by: str = SAVE_DIR) -> Iterator[None]:
     """
     try:
         yield
-    except OSError as error:
-        remedy = "free some space or choose" if is_disk_full(error) else "choose"
+    except (OSError, CheckpointError) as error:
+        cause = error.__cause__ if isinstance(error, CheckpointError) else error
+        if not isinstance(cause, OSError):
+            raise
+        remedy = "free some space or choose" if is_disk_full(cause) else "choose"
         raise CheckpointError(
-            f"{path} can't be written ({error.strerror or error})",
+            f"{path} can't be written ({cause.strerror or cause})",
             instead=f"{remedy} another {given_by}",
-        ) from error
+        ) from cause
 
 
 def require_writable(path: Path, given_by: str = SAVE_DIR) -> None:
