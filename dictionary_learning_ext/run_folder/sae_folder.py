@@ -355,12 +355,7 @@ def _require_weights(folder: Path, config: dict[str, Any], step: int | None) -> 
         )
     reached = max(reading.steps_of(folder), default=0)
     steps = config["run"].get("settings", {}).get("steps")
-    if reached == steps:
-        raise CheckpointError(
-            f"{folder}: expected a file {WEIGHTS}",
-            instead=f"write it again, from the last resume point, with `vsae train --resume {in_shell(folder)}`",
-        )
     raise CheckpointError(
-        f"{folder}: not finished (step {reached} of {steps})",
-        instead=f"continue it with `vsae train --resume {in_shell(folder)}`",
+        f"{folder}: has no {WEIGHTS} yet (step {reached} of {steps})",
+        instead=f"continue its run with `vsae train --resume {in_shell(folder)}`",
     )
