@@ -80,9 +80,13 @@ class BenchSAE(BaseSAE):
 
 
 def load_bench_sae(
-    folder: str | Path | SAEFolder, *, device: str = "cpu", **place: Any
+    folder: str | Path | SAEFolder,
+    *,
+    device: str = "cpu",
+    dtype: t.dtype = t.float32,
+    **place: Any,
 ) -> BenchSAE:
-    """A run folder's SAE, of our classes or any of upstream's, in float32.
+    """A run folder's SAE, of our classes or any of upstream's, with a unit-norm decoder where that changes no reconstruction.
 
     Arguments:
         place: model_name, hook_name and hook_layer, as for `BenchSAE`.
@@ -90,21 +94,15 @@ def load_bench_sae(
     Raises: CheckpointError if the folder is damaged; BenchError if SAE Bench can't take its SAE.
     """
     found = find_sae(folder)
-    dictionary = _load(found, device)
+    dictionary = load_sae(found, device)
+    if method := BY_DICT_CLASS[type(dictionary).__name__].unit_norm_by:
+        getattr(dictionary, method)()
     try:
-        sae = BenchSAE(dictionary.float(), **place)
+        sae = BenchSAE(dictionary.to(dtype), **place)
     except BenchError as error:
         raise error.within(found.name) from error
     sae.cfg.activation_fn_str = found.config["trainer"]["dict_class"]
     return sae
-
-
-def _load(folder: SAEFolder, device: str) -> Dictionary:
-    """Like `load_sae`, but with a unit-norm decoder where that changes no reconstruction."""
-    dictionary = load_sae(folder, device)
-    if method := BY_DICT_CLASS[type(dictionary).__name__].unit_norm_by:
-        getattr(dictionary, method)()
-    return dictionary
 
 
 def register() -> None:
@@ -141,7 +139,7 @@ def load_our_sae(
         hf_hub_download(repo_id=repo_id, filename=name, local_dir=local_dir)
     folder = (Path(local_dir) / filename).parent
     found = find_sae(folder)
-    dictionary, trainer = _load(found, str(device)), found.config["trainer"]
+    trainer = found.config["trainer"]
     if layer is not None and layer != trainer["layer"]:
         raise BenchError(f"{folder}: trained on layer {trainer['layer']}, not on {layer}")
     if model_name not in trainer["lm_name"]:
@@ -149,8 +147,10 @@ def load_our_sae(
     hook_name = str(trainer.get("submodule_name"))
     if not hook_name.startswith("blocks."):  # upstream's names are free
         hook_name = f"blocks.{trainer['layer']}.hook_resid_post"
-    return BenchSAE(
-        dictionary.to(dtype),
+    return load_bench_sae(
+        found,
+        device=str(device),
+        dtype=dtype,
         model_name=model_name,
         hook_name=hook_name,
         hook_layer=trainer["layer"],
