@@ -25,9 +25,9 @@ from safetensors.torch import load_file
 from ..config.architectures import BY_DICT_CLASS, import_class
 from ..errors import CheckpointError
 from .files import WEIGHTS
-from .foreign import BAKER_LI, GEMMA_SCOPE_WEIGHTS, SPARSIFY_WEIGHTS, TOP_K
+from .foreign import BAKER_LI, GEMMA_SCOPE_WEIGHTS, TOP_K
 from .sae_folder import SAEFolder
-from .tensors import damaged, read_tensors, require_finite, require_sizes
+from .tensors import damaged, read_state_dict, require_finite, require_sizes
 
 UNIT_NORM_TOLERANCE = 1e-5
 """The largest deviation from 1 of a decoder's norms that SAE Bench accepts as unit norms."""
@@ -41,17 +41,12 @@ _OPTIONS: dict[str, dict[str, Any]] = {
 _LOG_VAR_LIMITS = (-6.0, 2.0)
 """The bounds of log sigma^2 in Baker & Li's code."""
 _NAMES = {
-    **{"encoder.weight": "W_enc", "encoder.bias": "b_enc"},  # sparsify's
-    **{"w_enc": "W_enc", "w_dec": "W_dec"},  # Gemma Scope's
-}
-"""SAELens's names of tensors, by those of sparsify and Gemma Scope."""
-_BAKER_LI_NAMES = {
     **{"encoder.weight": "W_enc", "encoder.bias": "b_enc", "decoder.weight": "W_dec"},
     **{"decoder.bias": "b_dec", "bias": "b_dec"},
     **{"var_encoder.weight": "W_var", "var_encoder.bias": "b_var"},
+    **{"w_enc": "W_enc", "w_dec": "W_dec"},  # Gemma Scope's
 }
-_TRANSPOSED = ("W_enc", "W_dec", "W_var")
-"""The matrices that are transposed in Baker & Li's files, as in torch's Linear layers."""
+"""SAELens's names of tensors, by those of the other libraries."""
 _GEMMA_SCOPE_ARRAYS = (*_NAMES, *_NAMES.values(), "b_dec", "threshold", "scaling_factor")
 
 
@@ -101,17 +96,15 @@ def load_foreign(
 
 def _tensors_in(path: Path) -> dict[str, t.Tensor]:
     """The checked tensors of a file, by SAELens's names, in float64. No code in it is executed."""
-    if path.name == WEIGHTS:
-        state = read_tensors(path)
-        weights = {
-            each: state[name].double() for name, each in _BAKER_LI_NAMES.items() if name in state
-        }
-        transposed = _TRANSPOSED
+    if path.name == GEMMA_SCOPE_WEIGHTS:
+        tensors = _arrays_in(path)
     else:
-        tensors = _arrays_in(path) if path.name == GEMMA_SCOPE_WEIGHTS else load_file(path)
-        weights = {_NAMES.get(name, name): value.double() for name, value in tensors.items()}
-        transposed = ("W_enc",) if path.name == SPARSIFY_WEIGHTS else ()
-    weights |= {name: weights[name].T for name in transposed if name in weights}
+        tensors = read_state_dict(path) if path.name == WEIGHTS else load_file(path)
+    weights = {
+        # The weight of a Linear layer of torch is transposed.
+        _NAMES.get(name, name): (value.T if name.endswith(".weight") else value).double()
+        for name, value in tensors.items()
+    }
     if "log_threshold" in weights:  # earlier versions of SAELens saved it in training
         weights["threshold"] = weights.pop("log_threshold").exp()
     require_finite(path, weights)
