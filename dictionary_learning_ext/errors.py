@@ -15,6 +15,16 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(". ")
 
 
+def hub_errors() -> tuple[type[BaseException], ...]:
+    """The errors that huggingface_hub raises if the hub can't be reached or refuses a request.
+
+    The bases of its own error are those of the HTTP library, which depends on the version.
+    """
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return OSError, *HfHubHTTPError.__bases__
+
+
 _CONTROLS = re.compile(
     r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2028\u2029\u2066-\u2069\ud800-\udfff]"
 )

@@ -20,13 +20,12 @@ from typing import Any
 
 import huggingface_hub
 from huggingface_hub import ModelCard, ModelCardData
-from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import validate_repo_id
 
 from ..config.architectures import BY_DICT_CLASS, PushFormat
 from ..config.checks import require_choice
 from ..config.run import UNKNOWN
-from ..errors import CheckpointError, HubError, UserError, first_line
+from ..errors import CheckpointError, HubError, UserError, first_line, hub_errors
 from ..evaluation.tables import markdown_table, metrics_as_now, table
 from ..run_folder.files import (
     CONFIG,
@@ -43,9 +42,6 @@ from .exporter import export
 from .formats import FORMATS
 from .local_paths import without_local_paths
 
-# HfHubHTTPError's bases are the errors of the HTTP library under huggingface_hub, which has been
-# requests, httpx and httpx2.
-_UNREACHABLE: Any = (OSError, *HfHubHTTPError.__bases__)
 CARD = "README.md"
 _TAGS = ("sparse-autoencoder", "dictionary_learning", "interpretability")
 _NOT_IN_THE_CARD = ("device", "wandb_name", "trainer_class", "lm_name", "submodule_name", "layer")
@@ -191,7 +187,7 @@ def _as_hub_errors(repo: str) -> Iterator[None]:
     """Turn errors of the hub or the network into a HubError, without the request's details."""
     try:
         yield
-    except _UNREACHABLE as error:
+    except hub_errors() as error:
         status = getattr(getattr(error, "response", None), "status_code", None)
         if status in (401, 403):
             raise HubError(

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config.checks import require_type
-from ..errors import CheckpointError, HubError, first_line
+from ..errors import CheckpointError, HubError, first_line, hub_errors
 from .files import CONFIG, RUNS
 from .foreign import RECOGNISED, SAE_FILES
 
@@ -48,10 +48,8 @@ def is_on_hub(name: str | Path) -> bool:
 def _fetched(name: str) -> tuple[Path, dict[str, Any]]:
     """Download an SAE from the hub into huggingface_hub's cache."""
     import huggingface_hub
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
-    # The bases of HfHubHTTPError are the errors of the HTTP library, which depends on the version.
-    unreachable: Any = (OSError, ValueError, *HfHubHTTPError.__bases__)
     repo, inside, overrides = _hub_place(name)
     within = f"{inside}/" if inside else ""
     files = [f"{within}{file}" for file in SAE_FILES]
@@ -65,7 +63,7 @@ def _fetched(name: str) -> tuple[Path, dict[str, Any]]:
             f"{name}: the hub's repository {repo} is gated",
             instead="ask for access on its page, and log in with `hf auth login`",
         ) from error
-    except unreachable as error:
+    except (ValueError, *hub_errors()) as error:
         has_none = isinstance(error, RepositoryNotFoundError)
         why = f"has no repository {repo}" if has_none else f"can't be read ({first_line(error)})"
         or_install = "" if _releases() else ", or install sae-lens for the names of its releases"

@@ -14,12 +14,11 @@ from unittest.mock import patch
 import pandas as pd
 from datasets import config as datasets_config
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError
 
 from ..activations.text import HELD_OUT_EVERY, TextStream, text_of
 from ..config.architectures import BenchEvaluation
 from ..config.run import RunConfig
-from ..errors import BenchError, first_line
+from ..errors import BenchError, first_line, hub_errors
 from ..run_folder.files import at_home, target_of
 
 EMBEDDED, HUB = "embedded", "hub"
@@ -116,8 +115,7 @@ def _require_on_hub(data_set: str, folder: Path) -> None:
         return
     try:
         HfApi().dataset_info(data_set, timeout=_SECONDS)
-    # Of the hub, and of a network that isn't there.
-    except (HfHubHTTPError, OSError, ValueError) as error:
+    except (ValueError, *hub_errors()) as error:
         raise BenchError(
             f"core: SAE Bench's text {data_set} can't be read from the hub ({first_line(error)})",
             instead="leave out data to measure on the run's own text, or give a file or a folder of text",
