@@ -290,19 +290,14 @@ def _card_data(
     models = {str(trainer.get("lm_name")) for trainer in trainers}
     classes = {trainer.get("dict_class") for trainer in trainers}
     architectures = sorted(BY_DICT_CLASS[name].name for name in classes & BY_DICT_CLASS.keys())
-    texts = {_text(config) for config in configs.values()}
+    texts = {
+        config.get("run", {}).get("settings", {}).get("data")
+        or config.get("buffer", {}).get("text")
+        for config in configs.values()
+    }
     return ModelCardData(
         library_name="dictionary_learning_ext",
         base_model=sorted(name for name in models if "/" in name) or None,
-        datasets=sorted(text for text in texts if text.count("/") == 1) or None,
+        datasets=sorted(text for text in texts if text and text.count("/") == 1) or None,
         tags=[*_TAGS, *architectures, *(FORMATS[form].tag for form in formats)],
-    )
-
-
-def _text(config: dict[str, Any]) -> str:
-    """The text that an SAE was trained on: "embedded", a data set on the hub, or a file's name."""
-    return str(
-        config.get("run", {}).get("settings", {}).get("data")
-        or config.get("buffer", {}).get("text")
-        or "unknown"
     )

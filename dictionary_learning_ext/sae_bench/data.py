@@ -87,9 +87,7 @@ def find_bench_data(
             f"{', '.join(labelled)}: texts with labels are read, not {name}; leave {'it' if len(labelled) == 1 else 'them'} "
             "out of evals, or give data='hub', or a folder with SAE Bench's data sets, e.g. LabHC/bias_in_bios"
         )
-    has_core_set = given == HUB or (
-        given != EMBEDDED and given is not None and (path / CORE_SET).is_dir()
-    )
+    has_core_set = given == HUB or (given not in (None, EMBEDDED) and (path / CORE_SET).is_dir())
     text = None
     if "core" in evals and not has_core_set:
         of_text = run if given is None else replace(run, data=given)
