@@ -8,20 +8,21 @@ import unicodedata
 from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch as t
 from scipy.sparse import csr_matrix
-
-if TYPE_CHECKING:
-    from .codes import Codes
 
 LONGEST_TOKEN = 48
 """The most characters of a token that are shown."""
 BEFORE, AFTER = 16, 8
 """Tokens shown before and after the one that a context is shown for."""
 _SHOWN_AS = {"\n": "↵", "\r": "␍", "\t": "⇥"}
+
+
+EncodedText = Any
+"""`codes.Codes`, which can't be imported here: it imports this file."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class FeatureContexts:
         rows_FT: the tokens, as rows of the codes; -1 where a feature has fewer.
     """
 
-    def __init__(self, codes: "Codes", rows_FT: np.ndarray):
+    def __init__(self, codes: EncodedText, rows_FT: np.ndarray):
         self._codes, self.rows_FT = codes, rows_FT
 
     @cached_property
@@ -70,7 +71,7 @@ class FeatureContexts:
         return _contexts_at(self._codes, feature, rows_T[rows_T >= 0])
 
 
-def _contexts_at(codes: "Codes", feature: int, rows_T: np.ndarray) -> list[KeptContext]:
+def _contexts_at(codes: EncodedText, feature: int, rows_T: np.ndarray) -> list[KeptContext]:
     """The contexts around some tokens at which a feature fires."""
     reading, ctx_len = codes.reading, codes.reading.ids_CL.shape[1]
     place_T = reading.place_N[rows_T]
@@ -91,7 +92,7 @@ def _contexts_at(codes: "Codes", feature: int, rows_T: np.ndarray) -> list[KeptC
     return found
 
 
-def strongest_rows(codes: "Codes", n: int, features: slice = slice(None)) -> np.ndarray:
+def strongest_rows(codes: EncodedText, n: int, features: slice = slice(None)) -> np.ndarray:
     """The n tokens at which each feature has its largest activations, by magnitude: at most one per context.
 
     Of equal ones, the earliest token is taken.
@@ -115,7 +116,7 @@ def strongest_rows(codes: "Codes", n: int, features: slice = slice(None)) -> np.
     return _smallest_keys(row_M[peak_R], -size_R, feature_M[starts_R], last - first, n)
 
 
-def drawn_rows(codes: "Codes", n: int, generator: t.Generator) -> np.ndarray:
+def drawn_rows(codes: EncodedText, n: int, generator: t.Generator) -> np.ndarray:
     """n tokens drawn uniformly from those that select each feature.
 
     Returns: as `strongest_rows`.
@@ -157,7 +158,7 @@ def _smallest_keys(
 class FeatureOfCodes:
     """One feature of `Codes`."""
 
-    def __init__(self, codes: "Codes", number: int):
+    def __init__(self, codes: EncodedText, number: int):
         if not 0 <= number < codes.n_features:
             raise IndexError(f"feature {number}: the SAE has {codes.n_features}")
         self.codes, self.number = codes, number
