@@ -47,7 +47,15 @@ from ..run_folder.identity import (
 from ..run_folder.sae_folder import find_sae
 from ..run_folder.weights import load_sae
 from ..trainers.dictionaries import decoder_directions, k_of, sides
-from .contexts import FeatureOfCodes, token_text
+from .contexts import (
+    KeptContext,
+    Reading,
+    TopContext,
+    TopContexts,
+    contexts_at,
+    strongest_rows,
+    token_text,
+)
 from .encoding import Encoder, Totals
 
 logger = logging.getLogger(__name__)
@@ -59,47 +67,55 @@ _TOTALS = "totals."
 """The prefix of the names of the tensors of `Totals` in a file."""
 
 
-@dataclass(frozen=True)
-class Reading:
-    """The tokens of a text, in reading order, and which of them were encoded."""
-
-    ids_CL: np.ndarray
-    """Token ids, int32; -1 at padding, 0 where they aren't known."""
-    wanted_CL: np.ndarray
-    """Whether each token was encoded: not at padding, nor at tokens that are left out."""
-    sink_CL: np.ndarray
-    """Whether each token was left out as an attention sink."""
-
-    @classmethod
-    def of(cls, batch: ContextBatch) -> "Reading":
-        """The tokens of some contexts."""
-        ids_CL = batch.input_ids_BL.cpu().numpy().astype(np.int32)
-        return cls(ids_CL, batch.wanted_BL.cpu().numpy(), batch.is_sink_BL.cpu().numpy())
-
-    @classmethod
-    def joined(cls, parts: Iterable["Reading"]) -> "Reading":
-        """Parts of a text, one after the other."""
-        arrays = ((part.ids_CL, part.wanted_CL, part.sink_CL) for part in parts)
-        return cls(*map(np.concatenate, zip(*arrays, strict=True)))
-
-    @cached_property
-    def place_N(self) -> np.ndarray:
-        """The index of each encoded token among all C x L, ascending."""
-        return np.flatnonzero(self.wanted_CL)
-
-    @cached_property
-    def hash(self) -> str:
-        """The SHA-256 of the ids and of the mask of encoded tokens."""
-        digest = hashlib.sha256(np.ascontiguousarray(self.ids_CL).tobytes())
-        digest.update(np.ascontiguousarray(self.wanted_CL).tobytes())
-        return digest.hexdigest()
-
-
 class FeatureAt(NamedTuple):
     """A feature that is selected at a token."""
 
     feature: int
     activation: float
+
+
+class FeatureOfCodes:
+    """One feature of `Codes`."""
+
+    def __init__(self, codes: "Codes", number: int):
+        if not 0 <= number < codes.n_features:
+            raise IndexError(f"feature {number}: the SAE has {codes.n_features}")
+        self.codes, self.number = codes, number
+
+    @property
+    def activations(self) -> np.ndarray:
+        """Its activations where it is selected, in reading order, float32."""
+        return self.codes.by_feature[:, self.number].data
+
+    @property
+    def firing_rate(self) -> float:
+        """The share of the tokens at which it is selected."""
+        return float(self.codes.firing_rate_F[self.number])
+
+    @property
+    def largest(self) -> float:
+        """Its activation of the largest magnitude, with its sign; NaN if it was never selected."""
+        return float(self.codes.largest_F[self.number])
+
+    @property
+    def error_share(self) -> float:
+        """Its ablation error as a share of the error: how much the summed squared error rises when it is left out."""
+        return float(self.codes.error_share_F[self.number])
+
+    def contexts(self, n: int = 8) -> TopContexts | list[KeptContext]:
+        """The n contexts in which it has its largest activations. Without a tokenizer, they have ids and no text."""
+        read = self.codes.reading, self.codes.by_feature
+        (rows_T,) = strongest_rows(*read, n, slice(self.number, self.number + 1))
+        kept = contexts_at(*read, self.number, rows_T[rows_T >= 0])
+        if (tokenizer := self.codes.tokenizer) is None:
+            return kept
+        return TopContexts(
+            TopContext(**vars(one), tokens=[token_text(tokenizer, token) for token in one.ids])
+            for one in kept
+        )
+
+    def __repr__(self) -> str:
+        return f"feature {self.number}: selected at {self.firing_rate:.3%} of {self.codes.tokens:,} tokens"
 
 
 @dataclass(frozen=True, repr=False)

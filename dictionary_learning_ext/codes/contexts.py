@@ -1,18 +1,22 @@
-"""The contexts in which features fire, and tokens as text.
+"""The tokens of a text, the contexts in which features fire, and tokens as text.
 
 Shapes: N encoded tokens, C contexts of L tokens, M selections, F features, T contexts kept per feature, W tokens shown of a
 context.
 """
 
+import hashlib
 import unicodedata
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch as t
-from scipy.sparse import csr_matrix
+from scipy.sparse import csc_matrix, csr_matrix
+
+from ..activations.rows import ContextBatch
 
 LONGEST_TOKEN = 48
 """The most characters of a token that are shown."""
@@ -21,8 +25,40 @@ BEFORE, AFTER = 16, 8
 _SHOWN_AS = {"\n": "↵", "\r": "␍", "\t": "⇥"}
 
 
-EncodedText = Any
-"""`codes.Codes`, which can't be imported here: it imports this file."""
+@dataclass(frozen=True)
+class Reading:
+    """The tokens of a text, in reading order, and which of them were encoded."""
+
+    ids_CL: np.ndarray
+    """Token ids, int32; -1 at padding, 0 where they aren't known."""
+    wanted_CL: np.ndarray
+    """Whether each token was encoded: not at padding, nor at tokens that are left out."""
+    sink_CL: np.ndarray
+    """Whether each token was left out as an attention sink."""
+
+    @classmethod
+    def of(cls, batch: ContextBatch) -> "Reading":
+        """The tokens of some contexts."""
+        ids_CL = batch.input_ids_BL.cpu().numpy().astype(np.int32)
+        return cls(ids_CL, batch.wanted_BL.cpu().numpy(), batch.is_sink_BL.cpu().numpy())
+
+    @classmethod
+    def joined(cls, parts: Iterable["Reading"]) -> "Reading":
+        """Parts of a text, one after the other."""
+        arrays = ((part.ids_CL, part.wanted_CL, part.sink_CL) for part in parts)
+        return cls(*map(np.concatenate, zip(*arrays, strict=True)))
+
+    @cached_property
+    def place_N(self) -> np.ndarray:
+        """The index of each encoded token among all C x L, ascending."""
+        return np.flatnonzero(self.wanted_CL)
+
+    @cached_property
+    def hash(self) -> str:
+        """The SHA-256 of the ids and of the mask of encoded tokens."""
+        digest = hashlib.sha256(np.ascontiguousarray(self.ids_CL).tobytes())
+        digest.update(np.ascontiguousarray(self.wanted_CL).tobytes())
+        return digest.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -47,17 +83,17 @@ class FeatureContexts:
     """T tokens at which each feature fires, and the contexts around them.
 
     Arguments:
+        by_feature: the activations, sorted by feature, then by token.
         rows_FT: the tokens, as rows of the codes; -1 where a feature has fewer.
     """
 
-    def __init__(self, codes: EncodedText, rows_FT: np.ndarray):
-        self._codes, self.rows_FT = codes, rows_FT
+    def __init__(self, reading: Reading, by_feature: csc_matrix, rows_FT: np.ndarray):
+        self._reading, self._by_feature, self.rows_FT = reading, by_feature, rows_FT
 
     @cached_property
     def ids_FT(self) -> np.ndarray:
         """The ids of the tokens, (F, T); -1 where there is none."""
-        reading = self._codes.reading
-        ids_N = reading.ids_CL.reshape(-1)[reading.place_N]
+        ids_N = self._reading.ids_CL.reshape(-1)[self._reading.place_N]
         return np.where(self.rows_FT >= 0, ids_N[self.rows_FT], -1)
 
     def tokens(self, feature: int, n: int | None = 4) -> list[int]:
@@ -68,18 +104,20 @@ class FeatureContexts:
     def of(self, feature: int) -> list[KeptContext]:
         """The contexts of a feature, in the order of its tokens."""
         rows_T = self.rows_FT[feature]
-        return _contexts_at(self._codes, feature, rows_T[rows_T >= 0])
+        return contexts_at(self._reading, self._by_feature, feature, rows_T[rows_T >= 0])
 
 
-def _contexts_at(codes: EncodedText, feature: int, rows_T: np.ndarray) -> list[KeptContext]:
+def contexts_at(
+    reading: Reading, by_feature: csc_matrix, feature: int, rows_T: np.ndarray
+) -> list[KeptContext]:
     """The contexts around some tokens at which a feature fires."""
-    reading, ctx_len = codes.reading, codes.reading.ids_CL.shape[1]
+    ctx_len = reading.ids_CL.shape[1]
     place_T = reading.place_N[rows_T]
     around_TW = place_T[:, None] + np.arange(-BEFORE, AFTER + 1)
-    start, end = codes.by_feature.indptr[feature : feature + 2]
-    place_M = reading.place_N[codes.by_feature.indices[start:end]]
+    start, end = by_feature.indptr[feature : feature + 2]
+    place_M = reading.place_N[by_feature.indices[start:end]]
     nearest_TW = np.searchsorted(place_M, around_TW).clip(max=len(place_M) - 1)
-    value_TW = codes.by_feature.data[start:end][nearest_TW]
+    value_TW = by_feature.data[start:end][nearest_TW]
     activations_TW = np.where(place_M[nearest_TW] == around_TW, value_TW, np.float32(0))
     found = []
     for place, activations_W in zip(place_T.tolist(), activations_TW, strict=True):
@@ -92,21 +130,23 @@ def _contexts_at(codes: EncodedText, feature: int, rows_T: np.ndarray) -> list[K
     return found
 
 
-def strongest_rows(codes: EncodedText, n: int, features: slice = slice(None)) -> np.ndarray:
+def strongest_rows(
+    reading: Reading, by_feature: csc_matrix, n: int, features: slice = slice(None)
+) -> np.ndarray:
     """The n tokens at which each feature has its largest activations, by magnitude: at most one per context.
 
     Of equal ones, the earliest token is taken.
 
     Returns: the tokens as rows of the codes, (F, n), the largest activation first; -1 where there are fewer.
     """
-    first, last, _ = features.indices(codes.n_features)
-    indptr = codes.by_feature.indptr[first : last + 1]
+    first, last, _ = features.indices(len(by_feature.indptr) - 1)
+    indptr = by_feature.indptr[first : last + 1]
     part = slice(indptr[0], indptr[-1])
-    row_M, size_M = codes.by_feature.indices[part], np.abs(codes.by_feature.data[part])
+    row_M, size_M = by_feature.indices[part], np.abs(by_feature.data[part])
     feature_M = np.repeat(np.arange(last - first), np.diff(indptr))
     if not len(row_M):
         return np.full((last - first, n), -1)
-    context_M = codes.reading.place_N[row_M] // codes.reading.ids_CL.shape[1]
+    context_M = reading.place_N[row_M] // reading.ids_CL.shape[1]
     is_new_M = (np.diff(feature_M, prepend=-1) != 0) | (np.diff(context_M, prepend=-1) != 0)
     starts_R = np.flatnonzero(is_new_M)
     size_R = np.maximum.reduceat(size_M, starts_R)
@@ -116,21 +156,24 @@ def strongest_rows(codes: EncodedText, n: int, features: slice = slice(None)) ->
     return _smallest_keys(row_M[peak_R], -size_R, feature_M[starts_R], last - first, n)
 
 
-def drawn_rows(codes: EncodedText, n: int, generator: t.Generator) -> np.ndarray:
+def drawn_rows(
+    code_NF: csr_matrix, by_feature: csc_matrix, n: int, generator: t.Generator
+) -> np.ndarray:
     """n tokens drawn uniformly from those that select each feature.
 
     Returns: as `strongest_rows`.
     """
-    code_NF, by_feature = codes.code_NF, codes.by_feature
+    n_features = len(by_feature.indptr) - 1
     if not code_NF.nnz:
-        return np.full((codes.n_features, n), -1)
+        return np.full((n_features, n), -1)
     key_M = t.rand(code_NF.nnz, generator=generator).numpy()  # in the order of the tokens
     numbers_NF: Any = csr_matrix(
         (np.arange(code_NF.nnz), code_NF.indices, code_NF.indptr), code_NF.shape
     )
     order_M = numbers_NF.tocsc().data
     place_M = np.arange(code_NF.nnz)
-    chosen_FT = _smallest_keys(place_M, -key_M[order_M], codes.column_M, codes.n_features, n)
+    feature_M = np.repeat(np.arange(n_features), np.diff(by_feature.indptr))
+    chosen_FT = _smallest_keys(place_M, -key_M[order_M], feature_M, n_features, n)
     size_FT = np.where(chosen_FT >= 0, np.abs(by_feature.data[chosen_FT]), -np.inf)
     order_FT = np.argsort(-size_FT, axis=1, kind="stable")
     chosen_FT = np.take_along_axis(chosen_FT, order_FT, axis=1)
@@ -153,49 +196,6 @@ def _smallest_keys(
     is_kept_M = rank_M < n
     found_FT[feature_M[is_kept_M], rank_M[is_kept_M]] = what_M[order_M[is_kept_M]]
     return found_FT
-
-
-class FeatureOfCodes:
-    """One feature of `Codes`."""
-
-    def __init__(self, codes: EncodedText, number: int):
-        if not 0 <= number < codes.n_features:
-            raise IndexError(f"feature {number}: the SAE has {codes.n_features}")
-        self.codes, self.number = codes, number
-
-    @property
-    def activations(self) -> np.ndarray:
-        """Its activations where it is selected, in reading order, float32."""
-        return self.codes.by_feature[:, self.number].data
-
-    @property
-    def firing_rate(self) -> float:
-        """The share of the tokens at which it is selected."""
-        return float(self.codes.firing_rate_F[self.number])
-
-    @property
-    def largest(self) -> float:
-        """Its activation of the largest magnitude, with its sign; NaN if it was never selected."""
-        return float(self.codes.largest_F[self.number])
-
-    @property
-    def error_share(self) -> float:
-        """Its ablation error as a share of the error: how much the summed squared error rises when it is left out."""
-        return float(self.codes.error_share_F[self.number])
-
-    def contexts(self, n: int = 8) -> "TopContexts | list[KeptContext]":
-        """The n contexts in which it has its largest activations. Without a tokenizer, they have ids and no text."""
-        (rows_T,) = strongest_rows(self.codes, n, slice(self.number, self.number + 1))
-        kept = _contexts_at(self.codes, self.number, rows_T[rows_T >= 0])
-        if (tokenizer := self.codes.tokenizer) is None:
-            return kept
-        return TopContexts(
-            TopContext(**vars(one), tokens=[token_text(tokenizer, token) for token in one.ids])
-            for one in kept
-        )
-
-    def __repr__(self) -> str:
-        return f"feature {self.number}: selected at {self.firing_rate:.3%} of {self.codes.tokens:,} tokens"
 
 
 # --- one of them, as text

@@ -15,7 +15,7 @@ import numpy as np
 from ..activations.inputs import Inputs
 from ..activations.positions import at, norms
 from ..config.hooks import sides_of
-from .codes import Reading
+from .contexts import Reading
 
 logger = logging.getLogger(__name__)
 

@@ -7,12 +7,13 @@ keep their signs: some SAEs have negative activations, e.g. a vSAE without ReLU.
 import math
 from collections import Counter
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch as t
 
 from .codes import Codes
-from .contexts import FeatureContexts, drawn_rows, strongest_rows
+from .contexts import FeatureContexts, Reading, drawn_rows, strongest_rows
 
 SAMPLED = 8
 """How many drawn contexts of each feature to keep."""
@@ -32,6 +33,10 @@ class FeatureTable:
 
     def __init__(self, codes: Codes, *, top: int = 8, seed: int = 0):
         self.codes, self._top, self._seed = codes, top, seed
+
+    @property
+    def _read(self) -> tuple[Reading, Any]:
+        return self.codes.reading, self.codes.by_feature
 
     @cached_property
     def mean_F(self) -> t.Tensor:
@@ -62,13 +67,14 @@ class FeatureTable:
     @cached_property
     def strongest(self) -> FeatureContexts:
         """The contexts with each feature's largest activations, the largest first."""
-        return FeatureContexts(self.codes, strongest_rows(self.codes, self._top))
+        return FeatureContexts(*self._read, strongest_rows(*self._read, self._top))
 
     @cached_property
     def sampled(self) -> FeatureContexts:
         """Contexts of selections drawn uniformly, without replacement, the largest activation first."""
         generator = t.Generator().manual_seed(self._seed)
-        return FeatureContexts(self.codes, drawn_rows(self.codes, SAMPLED, generator))
+        code_NF, by_feature = self.codes.code_NF, self.codes.by_feature
+        return FeatureContexts(*self._read, drawn_rows(code_NF, by_feature, SAMPLED, generator))
 
     @cached_property
     def ranking(self) -> list[int]:

@@ -25,8 +25,8 @@ from ..activations.language_models import CausalLM, is_nnsights, wrapped
 from ..activations.text import open_text
 from ..activations.text_files import SUFFIXES
 from ..activations.tokens import whole_documents
-from ..codes.codes import Codes, encode
-from ..codes.contexts import FeatureOfCodes, TopContexts, plain, token_text, visible
+from ..codes.codes import Codes, FeatureOfCodes, encode
+from ..codes.contexts import TopContexts, plain, token_text, visible
 from ..codes.sinks import sinks_of
 from ..codes.table import FeatureTable
 from ..config.checks import require

@@ -15,7 +15,8 @@ from dictionary_learning_ext.activations.positions import PositionRule, norms
 from dictionary_learning_ext.activations.rows import ContextBatch
 from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.codes import contexts, table
-from dictionary_learning_ext.codes.codes import Reading, encode
+from dictionary_learning_ext.codes.codes import encode
+from dictionary_learning_ext.codes.contexts import Reading
 from dictionary_learning_ext.codes.sinks import sinks_of, warn_of_sinks
 from dictionary_learning_ext.codes.table import BINS, FeatureTable
 from dictionary_learning_ext.config.run import SINK_MULTIPLE

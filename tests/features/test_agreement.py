@@ -7,7 +7,8 @@ from scipy.optimize import linear_sum_assignment
 from scipy.sparse import csr_matrix
 from sklearn.preprocessing import normalize
 
-from dictionary_learning_ext.codes.codes import Codes, Reading
+from dictionary_learning_ext.codes.codes import Codes
+from dictionary_learning_ext.codes.contexts import Reading
 from dictionary_learning_ext.codes.encoding import Totals
 from dictionary_learning_ext.features import agreement as module
 from dictionary_learning_ext.features.agreement import CODE_MEASURES
