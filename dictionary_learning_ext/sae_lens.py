@@ -29,7 +29,7 @@ from .devices import keep_freed_memory
 from .errors import ConfigError
 from .trainers.base import DeadWatch, set_to_median
 from .trainers.optimizers import column_norms, project_out_parallel
-from .trainers.posterior import fixed_variance_kl, noise_to_signal
+from .trainers.posterior import noise_to_signal
 from .trainers.step import StepObjective, Weights, variational_loss
 from .trainers.variational_top_k import VariationalTopKAutoEncoder, warn_of_noise
 
@@ -179,11 +179,6 @@ class VariationalTopKTrainingSAEConfig(TrainingSAEConfig):
         return given.resolve(self.steps)
 
     @property
-    def sigma(self) -> float:
-        """The fixed posterior's standard deviation, in the units of normalised activations."""
-        return self.resolved.sigma_of(self.d_in)
-
-    @property
     def keeps_signs(self) -> bool:
         """Whether negative features may be kept, and the saved SAE is SAELens's `abstopk` instead of its `topk`."""
         settings = self.resolved
@@ -212,9 +207,8 @@ class VariationalTopKTrainingSAE(TrainingSAE):
         super().__init__(cfg, use_error_term)
         self.settings = cfg.resolved
         self._is_untrained = True
-        self._noise: t.Generator | None = None
         self._noise_state = t.empty(0, dtype=t.uint8)
-        """The generator's state in a checkpoint, until the next step."""
+        """Of the noise's generator, before the next step."""
         zeros_F = t.zeros(cfg.d_sae, dtype=t.long, device=self.device)
         self.register_buffer("tokens_since_fired", zeros_F)
         self.register_buffer("mean_squared_norm", t.ones((), device=self.device, dtype=self.dtype))
@@ -273,10 +267,12 @@ class VariationalTopKTrainingSAE(TrainingSAE):
             self._make_unit_norm()
         if step == 0:
             self._start(x)
-        objective = self._objective(step, x)
+        noise = t.Generator(x.device)
+        noise.set_state(self._noise_state.cpu())
+        objective = self._objective(step, x, noise)
         with t.autocast(x.device.type, enabled=False):
             terms = variational_loss(x, self._weights(), objective)
-        self.tokens_since_fired = terms.tokens_since_fired_F
+        self.tokens_since_fired, self._noise_state = terms.tokens_since_fired_F, noise.get_state()
         with t.no_grad():
             feature_acts, hidden_pre = self.encode_with_hidden_pre(x)
             sae_out = self.decode(feature_acts)
@@ -308,22 +304,19 @@ class VariationalTopKTrainingSAE(TrainingSAE):
         expected = f"{rows}, SAELens's train_batch_size_tokens"
         require(rows == cfg.batch_size, "batch_size", cfg.batch_size, expected)
         require(width == cfg.d_in, "d_in", cfg.d_in, f"{width}, the width of the activations")
-        self._noise = t.Generator(x.device).manual_seed(self.settings.seed)
+        self._noise_state = t.Generator(x.device).manual_seed(self.settings.seed).get_state()
         self.tokens_since_fired = t.zeros(cfg.d_sae, dtype=t.long, device=x.device)
         keep_freed_memory()
+        energy = float(x.square().sum(-1).mean())
         is_scaled = cfg.normalize_activations != "none"
-        energy = float(cfg.d_in) if is_scaled else float(x.square().sum(-1).mean())
-        self.mean_squared_norm.fill_(energy)
-        if self.settings.posterior != "point" and self.settings.noise_anneal_steps is None:
-            variance = math.exp(self.settings.log_var_init) if self._is_learned else cfg.sigma**2
-            ratio = noise_to_signal(cfg.k, variance, float(x.square().sum(-1).mean()))
-            fading = f"noise_anneal_steps={max(1, cfg.steps // 2)}"
-            warn_of_noise(ratio, self.settings, cfg.sigma, fading)
+        self.mean_squared_norm.fill_(cfg.d_in if is_scaled else energy)
+        sigma = self._fixed_sigma
+        variance = math.exp(self.settings.log_var_init) if self._is_learned else sigma**2
+        warn_of_noise(noise_to_signal(cfg.k, variance, energy), self.settings, sigma, cfg.steps)
 
-    def _objective(self, step: int, x: t.Tensor) -> StepObjective:
+    def _objective(self, step: int, x: t.Tensor, noise: t.Generator) -> StepObjective:
         settings, device = self.settings, x.device.type
         threshold = settings.dead_feature_threshold
-        is_fixed = settings.posterior == "fixed"
         counts = step * len(x), (step + 1) * len(x), self.tokens_since_fired
         may_be_dead = self._dead_watch.may_be_dead
         has_auxk = settings.auxk_alpha > 0 and may_be_dead(step, *counts, threshold)
@@ -331,18 +324,15 @@ class VariationalTopKTrainingSAE(TrainingSAE):
         return StepObjective.at(
             step,
             settings,
-            kl_of_sigma=fixed_variance_kl(self._fixed_sigma, settings.prior_std)
-            if is_fixed
-            else 0.0,
-            k=self.cfg.k,
+            energy=self.cfg.d_in,
             auxk_alpha=settings.auxk_alpha * float(self.mean_squared_norm) if has_auxk else 0.0,
             top_k_aux=max(1, self.cfg.d_in // 2),
             dead_feature_threshold=threshold,
             matmul_dtype=t.get_autocast_dtype(device) if is_autocast else x.dtype,
-            sigma=x.new_full((), self._fixed_sigma if is_fixed else 0.0),
+            sigma=x.new_full((), self._fixed_sigma),
             log_var_limits=x.new_tensor(LOG_VAR_LIMITS) if self._is_learned else None,
             tokens_since_fired_F=self.tokens_since_fired,
-            generator=self._generator(x.device),
+            generator=noise,
         )
 
     def _weights(self) -> Weights:
@@ -362,7 +352,9 @@ class VariationalTopKTrainingSAE(TrainingSAE):
 
     @property
     def _fixed_sigma(self) -> float:
-        return self.settings.sigma_of(self.cfg.d_in)
+        """The fixed posterior's standard deviation, in the units of normalised activations; 0 for any other."""
+        is_fixed = self.settings.posterior == "fixed"
+        return self.settings.sigma_of(self.cfg.d_in) if is_fixed else 0.0
 
     @property
     def _is_learned(self) -> bool:
@@ -395,9 +387,9 @@ class VariationalTopKTrainingSAE(TrainingSAE):
             self.b_var.sub_(2 * math.log(scaling_factor))
         self.mean_squared_norm.div_(scaling_factor**2)
         settings = self.settings
-        if settings.sigma is None:  # in units that are gone
+        if settings.posterior == "fixed":  # noise_to_signal is in units that are gone
             noise: dict[str, Any] = {"noise_to_signal": Variational.noise_to_signal}
-            settings = replace(settings, sigma=self.cfg.sigma, **noise)
+            settings = replace(settings, sigma=self._fixed_sigma, **noise)
         self.settings = in_units(settings, 1 / scaling_factor**2)
         self.cfg.settings = self.settings.to_dict()
         self.cfg.normalize_activations = "none"
@@ -420,13 +412,7 @@ class VariationalTopKTrainingSAE(TrainingSAE):
 
     def get_extra_state(self) -> t.Tensor:
         """The state of the noise's generator, so that a resumed run continues its noise."""
-        return self._noise_state if self._noise is None else self._noise.get_state()
+        return self._noise_state
 
     def set_extra_state(self, state: t.Tensor) -> None:
-        self._noise, self._noise_state = None, state
-
-    def _generator(self, device: t.device) -> t.Generator:
-        if self._noise is None:
-            self._noise = t.Generator(device)
-            self._noise.set_state(self._noise_state.cpu())
-        return self._noise
+        self._noise_state = state

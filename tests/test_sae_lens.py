@@ -205,7 +205,7 @@ def test_normalised_activations_have_the_same_meaning(changes, tmp_path, monkeyp
     data = batches(STEPS + 8, scale=7.0)
     options = options_of(settings, normalize_activations="expected_average_only_in")
     if changes == {"noise_to_signal": 0.3}:
-        assert options["sae"].sigma == (0.3 * D / K) ** 0.5
+        assert options["sae"].resolved.sigma_of(D) == (0.3 * D / K) ** 0.5
     folders = {"checkpoint_path": str(tmp_path), "save_final_checkpoint": True}
     trainer = their_trainer(options, data, n_batches_for_norm_estimate=8, **folders)
     factors = []

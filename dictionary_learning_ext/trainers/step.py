@@ -25,7 +25,7 @@ import torch as t
 from ..config.sae import NoiseOn, SelectBy, Variational
 from .matmuls import Densities, product
 from .parts import WHOLE, Part, Selection
-from .posterior import kl_scale, noise_scale, variance_kl
+from .posterior import fixed_variance_kl, kl_scale, noise_scale, variance_kl
 from .sparse_sum import SparseSum, starts_of, weighted_sums
 
 MaybeTensor = TypeVar("MaybeTensor", t.Tensor, t.Tensor | None)
@@ -83,15 +83,26 @@ class StepObjective:
     """what a transcoder reconstructs from x; None: x itself"""
 
     @classmethod
-    def at(cls, step: int, settings: Variational, **given: Any) -> "StepObjective":
-        """The objective of a step, after the settings' schedules.
+    def at(
+        cls, step: int, settings: Variational, *, energy: float, **given: Any
+    ) -> "StepObjective":
+        """The objective of a step, after the settings and their schedules.
 
         Arguments:
-            given: the remaining fields.
+            energy: E||x||^2 of the activations.
+            given: the fields that the settings don't tell.
         """
-        now = schedules_at(step, settings)
-        kl_weight = settings.beta * now["kl_scale"]
-        return cls(settings=settings, kl_weight=kl_weight, noise_scale=now["noise_scale"], **given)
+        now, kl_of_sigma = schedules_at(step, settings), 0.0
+        if settings.posterior == "fixed":
+            kl_of_sigma = fixed_variance_kl(settings.sigma_of(energy), settings.prior_std)
+        return cls(
+            k=settings.kept_per_token or 0,
+            settings=settings,
+            kl_weight=settings.beta * now["kl_scale"],
+            kl_of_sigma=kl_of_sigma,
+            noise_scale=now["noise_scale"],
+            **given,
+        )
 
     @property
     def draw(self) -> "Draw":

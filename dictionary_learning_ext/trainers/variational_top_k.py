@@ -30,6 +30,7 @@ from ..config.sae import (
     SelectBy,
     TokenSelection,
     TopKPosteriorOptions,
+    Variational,
     VSAETopKConfig,
 )
 from ..devices import keep_freed_memory
@@ -47,7 +48,7 @@ from .dictionaries import (
 from .kernels import compiled
 from .kernels import step as compiled_step
 from .kernels.select import top_k
-from .posterior import GaussianPosterior, fixed_variance_kl, noise_to_signal
+from .posterior import GaussianPosterior, noise_to_signal
 from .step import (
     Draw,
     LossTerms,
@@ -399,8 +400,6 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
         sizes = (steps, activation_dim, dict_size, k)
         super().__init__(*sizes, layer, lm_name, dict_class, lr, **options)
         self._warn_of_selection()
-        given, is_fixed = self.settings, self.settings.posterior == "fixed"
-        self._kl_of_sigma = fixed_variance_kl(self._sigma, given.prior_std) if is_fixed else 0.0
         keep_freed_memory()
         for products in (t.float32, getattr(t, self.dtype)):
             compiled.is_available(
@@ -421,10 +420,8 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
     def _start_decoder_bias(self, x: t.Tensor) -> None:
         """See `SamplingTopKTrainer`. Warns of noise that drowns these activations to the end."""
         super()._start_decoder_bias(x)
-        if self.settings.noise_anneal_steps is None:
-            ratio = self._noise_to_signal(x, self.ae.log_var(sides(self.ae, x)[0]))
-            fading = f"noise_anneal_steps={max(1, self.steps // 2)}"
-            warn_of_noise(float(ratio), self.settings, float(self.ae.sigma), fading)
+        ratio = self._noise_to_signal(x, self.ae.log_var(sides(self.ae, x)[0]))
+        warn_of_noise(float(ratio), self.settings, float(self.ae.sigma), self.steps)
 
     def _backward(self, x: t.Tensor, step: int) -> LossTerms:
         """See `SamplingTrainer`. Takes the compiled step where there is one."""
@@ -467,8 +464,7 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
         return StepObjective.at(
             step,
             settings,
-            kl_of_sigma=self._kl_of_sigma,
-            k=self.k,
+            energy=self.mean_squared_norm,
             auxk_alpha=self._auxk_weight(step, x),
             top_k_aux=self.top_k_aux,
             dead_feature_threshold=self.dead_feature_threshold,
@@ -499,15 +495,16 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
             )
 
 
-def warn_of_noise(ratio: float, given: PosteriorOptions, sigma: float, fading: str) -> None:
+def warn_of_noise(ratio: float, given: Variational, sigma: float, steps: int) -> None:
     """Warn of noise that stays to the end with a large noise_to_signal.
 
     Arguments:
+        ratio: noise_to_signal of the first batch.
         sigma: the fixed posterior's.
-        fading: the option that fades it.
+        steps: of the run.
     """
     goal = 0.1
-    if not MUCH_NOISE < ratio < math.inf:
+    if given.noise_anneal_steps is not None or not MUCH_NOISE < ratio < math.inf:
         return
     if given.posterior == "learned":
         instead = f"log_var_init={given.log_var_init + math.log(goal / ratio):.3g}"
@@ -515,5 +512,6 @@ def warn_of_noise(ratio: float, given: PosteriorOptions, sigma: float, fading: s
         instead = f"sigma={sigma * math.sqrt(goal / ratio):.3g}"
     logger.warning(
         f"noise_to_signal={ratio:.3g}: noise that stays to the end drowns the activations above "
-        f"{MUCH_NOISE}; set {instead} (noise_to_signal={goal}), or let it fade away by {fading}"
+        f"{MUCH_NOISE}; set {instead} (noise_to_signal={goal}), or let it fade away by "
+        f"noise_anneal_steps={max(1, steps // 2)}"
     )

@@ -123,8 +123,7 @@ def a_step(**options):
     objective = StepObjective.at(
         20,
         settings,
-        kl_of_sigma=0.0 if is_point else 0.1,
-        k=5,
+        energy=1.0,
         auxk_alpha=0.3,
         top_k_aux=3,
         dead_feature_threshold=1000,
