@@ -317,9 +317,8 @@ class VariationalTopKTrainingSAE(TrainingSAE):
     def _objective(self, step: int, x: t.Tensor, noise: t.Generator) -> StepObjective:
         settings, device = self.settings, x.device.type
         threshold = settings.dead_feature_threshold
-        counts = step * len(x), (step + 1) * len(x), self.tokens_since_fired
-        may_be_dead = self._dead_watch.may_be_dead
-        has_auxk = settings.auxk_alpha > 0 and may_be_dead(step, *counts, threshold)
+        now = step, len(x), self.tokens_since_fired, threshold
+        has_auxk = settings.auxk_alpha > 0 and self._dead_watch.may_be_dead(*now)
         is_autocast = t.is_autocast_enabled(device)
         return StepObjective.at(
             step,

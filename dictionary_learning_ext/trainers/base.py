@@ -449,33 +449,30 @@ class DeadWatch:
     """
 
     def __init__(self):
-        self._none_until = self._looked_at = 0
-        self._step = -2
-        """The last step; none so far."""
+        self._tokens_left = self._looked_at = 0
+        """Tokens after the step's begin until one can be dead, and the step of the last look."""
+        self._step, self._batch = -2, 0
+        """The last step, none so far, and its tokens."""
 
     def may_be_dead(
-        self,
-        step: int,
-        before: int,
-        after: int,
-        since_fired_F: t.Tensor,
-        threshold: int,
-        part: Part = WHOLE,
+        self, step: int, batch: int, since_fired_F: t.Tensor, threshold: int, part: Part = WHOLE
     ) -> bool:
         """Whether a feature of any part can be dead at the end of a step.
 
         Arguments:
-            before, after: tokens trained on at the step's begin and end.
+            batch: the step's tokens.
             since_fired_F: tokens since each feature fired, at the step's begin.
             threshold: tokens without firing after which a feature is dead.
         """
-        if step not in (self._step, self._step + 1):  # another state was loaded
-            self._none_until, self._looked_at = 0, step - LOOK_EVERY
-        self._step = step
-        if after >= self._none_until and step - self._looked_at >= LOOK_EVERY:
-            self._none_until = before + threshold - int(part.max(since_fired_F.max()))
+        if step == self._step + 1:
+            self._tokens_left -= self._batch
+        elif step != self._step:  # another state was loaded
+            self._tokens_left, self._looked_at = 0, step - LOOK_EVERY
+        self._step, self._batch = step, batch
+        if self._tokens_left <= batch and step - self._looked_at >= LOOK_EVERY:
+            self._tokens_left = threshold - int(part.max(since_fired_F.max()))
             self._looked_at = step
-        return after >= self._none_until
+        return self._tokens_left <= batch
 
 
 class SamplingTopKTrainer(SamplingTrainer, TopKTrainer):
@@ -487,7 +484,7 @@ class SamplingTopKTrainer(SamplingTrainer, TopKTrainer):
         part: the features of a split dictionary that this process trains; see `split.py`.
     """
 
-    counts = ("num_tokens_since_fired", "tokens_trained", "dead_features")
+    counts = ("num_tokens_since_fired", "dead_features")
     optimizer: UnitNorm
     dead_features: Any
 
@@ -515,7 +512,7 @@ class SamplingTopKTrainer(SamplingTrainer, TopKTrainer):
         self.auxk_alpha = self.settings.auxk_alpha * mean_squared_norm
         self.dead_feature_threshold = self.settings.dead_feature_threshold
         self.top_k_aux = max(1, activation_dim // 2)  # as upstream: B.1 of Gao et al.
-        self.tokens_trained, self.dead_features, self._dead_watch = 0, -1, DeadWatch()
+        self.dead_features, self._dead_watch = -1, DeadWatch()
         self.logging_parameters = [*self._scheduled(0), "dead_features"]
         vars(self).update(self._scheduled(0))
         own_F = range(dict_size)[part.features(dict_size)]
@@ -548,10 +545,8 @@ class SamplingTopKTrainer(SamplingTrainer, TopKTrainer):
 
     def _auxk_weight(self, step: int, x: t.Tensor) -> float:
         """auxk_alpha, or 0 in a step that can't have dead features."""
-        trained = self.tokens_trained + len(x)
-        counts = self.tokens_trained, trained, self.num_tokens_since_fired
-        threshold, may_be_dead = self.dead_feature_threshold, self._dead_watch.may_be_dead
-        has_auxk = self.auxk_alpha > 0 and may_be_dead(step, *counts, threshold, self.part)
+        now = step, len(x), self.num_tokens_since_fired, self.dead_feature_threshold, self.part
+        has_auxk = self.auxk_alpha > 0 and self._dead_watch.may_be_dead(*now)
         return self.auxk_alpha if has_auxk else 0.0
 
     def _metrics_of_code(
@@ -573,7 +568,6 @@ class SamplingTopKTrainer(SamplingTrainer, TopKTrainer):
         Arguments:
             terms: the batch's loss and what the mean selects; see `step.LossTerms`.
         """
-        self.tokens_trained += len(x)
         self.num_tokens_since_fired = t.where(
             is_finite, terms.tokens_since_fired_F, self.num_tokens_since_fired
         )

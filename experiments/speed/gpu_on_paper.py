@@ -248,7 +248,7 @@ def counted(subject: str, dict_size: int, *, are_dead: bool = False) -> Count:
         arguments = trainer_arguments(D, dict_size, K) | {"device": "meta"}
         with t.device("meta"):  # upstream's trainer makes its weights on the default device
             trainer = trainer_class(**arguments, **options)
-        trainer.tokens_trained = count.answer = 2 * TOKENS if are_dead else 0
+        count.answer = 2 * TOKENS if are_dead else 0
         count.known[id(trainer.ae.k)] = K  # which upstream reads in each step
         x_BD = t.empty(B, D, device="meta")
         trainer.update(STEP, x_BD)
