@@ -28,6 +28,7 @@ from ..devices import chosen_device
 from ..errors import ConfigError
 from .data_start import start_from_data
 from .dictionaries import is_transcoder, sides
+from .kernels import compiled
 from .optimizers import Guarded, UnitNorm, adam
 from .parts import WHOLE, Part, built_in_part
 
@@ -270,6 +271,11 @@ class SamplingTrainer(SAETrainer, ABC):
         self.scheduler.step()
         self._count(step, x, terms, is_finite)
         return terms.loss.detach()
+
+    @property
+    def _matmul_dtype(self) -> t.dtype:
+        """The dtype of the loss's matmuls."""
+        return t.bfloat16 if self.dtype == "bfloat16" else self.ae.b_dec.dtype
 
     def _own_dtypes(self) -> AbstractContextManager[Any]:
         """Turns off a caller's autocast: the dtype option decides alone."""
@@ -517,6 +523,10 @@ class SamplingTopKTrainer(SamplingTrainer, TopKTrainer):
         vars(self).update(self._scheduled(0))
         own_F = range(dict_size)[part.features(dict_size)]
         self.num_tokens_since_fired = t.zeros(len(own_F), dtype=t.long, device=self.device)
+        for products in (t.float32, getattr(t, self.dtype)):
+            compiled.is_available(
+                self.ae.encoder.weight, products
+            )  # compiles now, before a progress bar
 
     def _dictionary(self, dict_class: type, activation_dim: int) -> Any:
         build = functools.partial(dict_class, **self._built_with())

@@ -5,7 +5,7 @@ Li, Murray & Carenini 2026, PMLR 318:888-894), on top of upstream's TopK (Gao et
 2406.04093). Shapes: B batch, D activation_dim, F dict_size, K = k.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch as t
 from dictionary_learning.trainers.top_k import AutoEncoderTopK, TopKTrainer
@@ -13,7 +13,6 @@ from torch.nn import functional
 
 from ..config.sae import ProbabilisticTopKConfig
 from .base import SamplingTopKTrainer
-from .kernels import compiled
 from .kernels.select import top_k
 from .matmuls import product
 from .parts import WHOLE, Part, Selection
@@ -119,25 +118,8 @@ class ProbabilisticTopKTrainer(SamplingTopKTrainer):
     draws_noise_seed = True
     ae: AutoEncoderTopK
 
-    def __init__(
-        self,
-        steps: int,
-        activation_dim: int,
-        dict_size: int,
-        k: int,
-        layer: int,
-        lm_name: str,
-        dict_class: type | None = None,
-        lr: float | None = None,
-        **options: Any,
-    ):
-        sizes = (steps, activation_dim, dict_size, k)
-        super().__init__(*sizes, layer, lm_name, dict_class, lr, **options)
-        compiled.is_available(self.ae.encoder.weight)  # compiles now, before a progress bar
-
     def _terms(self, x: t.Tensor, step: int, generator: t.Generator) -> GatedTerms:
-        ae, part = self.ae, self.part
-        matmul_dtype = t.bfloat16 if self.dtype == "bfloat16" else x.dtype
+        ae, part, matmul_dtype = self.ae, self.part, self._matmul_dtype
         centred_BD = x - part.shared(ae.b_dec)
         pre_BF = product(centred_BD, ae.encoder.weight, matmul_dtype) + ae.encoder.bias
         code = self._code(pre_BF, self._temperature(step), generator)

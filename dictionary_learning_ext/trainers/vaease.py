@@ -205,10 +205,9 @@ class VAEaseTrainer(SamplingTrainer):
 
     def _terms(self, x: t.Tensor, step: int, generator: t.Generator) -> ELBOTerms:
         ae = self.ae
-        matmul_dtype = t.bfloat16 if self.dtype == "bfloat16" else x.dtype
-        posterior = ae.posterior(x, matmul_dtype)
+        posterior = ae.posterior(x, self._matmul_dtype)
         f_BF = posterior.gate * posterior.sample(generator)
-        x_hat = product(f_BF, ae.decoder.weight, matmul_dtype) + ae.b_dec
+        x_hat = product(f_BF, ae.decoder.weight, self._matmul_dtype) + ae.b_dec
         l2_loss = (x - x_hat).square().sum(-1).mean()
         kl_loss = posterior.kl.sum(-1).mean()
         log_scale = ae.activation_dim * ae.log_gamma

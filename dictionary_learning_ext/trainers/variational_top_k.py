@@ -401,10 +401,6 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
         super().__init__(*sizes, layer, lm_name, dict_class, lr, **options)
         self._warn_of_selection()
         keep_freed_memory()
-        for products in (t.float32, getattr(t, self.dtype)):
-            compiled.is_available(
-                self.ae.encoder.weight, products
-            )  # compiles now, before a progress bar
 
     @property
     def _sigma(self) -> float:
@@ -468,7 +464,7 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
             auxk_alpha=self._auxk_weight(step, x),
             top_k_aux=self.top_k_aux,
             dead_feature_threshold=self.dead_feature_threshold,
-            matmul_dtype=t.bfloat16 if self.dtype == "bfloat16" else x.dtype,
+            matmul_dtype=self._matmul_dtype,
             sigma=ae.sigma,
             log_var_limits=ae.log_var_limits if ae.posterior_kind == "learned" else None,
             tokens_since_fired_F=self.num_tokens_since_fired,
