@@ -150,11 +150,9 @@ class ProbabilisticTopKTrainer(SamplingTopKTrainer):
         gate_BF = sample_gates(logits_BF, temperature, generator, self.part)
         score_BF = gate_BF.detach() + MAGNITUDE_WEIGHT * logits_BF.detach()
         selection = largest(score_BF, self.k, "value", self.part)
-        indices_BK = selection.indices
-        gate_BK = gate_BF.gather(1, indices_BK)
-        values_BK = selection.only(pre_BF.gather(1, indices_BK).relu() * (1 + gate_BK) / 2)
-        features_BF = t.zeros_like(pre_BF).scatter(1, indices_BK, values_BK)
-        return GatedCode(features_BF, values_BK, gate_BK)
+        gate_BK = selection.of(gate_BF)
+        values_BK = selection.only(selection.of(pre_BF).relu() * (1 + gate_BK) / 2)
+        return GatedCode(selection.spread(values_BK, pre_BF.shape[1]), values_BK, gate_BK)
 
     def _temperature(self, step: int) -> float:
         """T(t)."""
@@ -173,7 +171,7 @@ class ProbabilisticTopKTrainer(SamplingTopKTrainer):
             selection = Selection(indices_BK, values_BK)
         else:
             selection = largest(pre_BF, self.k, "value", self.part)
-        fires_BK = selection.only(pre_BF.gather(1, selection.indices) > 0)
+        fires_BK = selection.only(selection.of(pre_BF) > 0)
         return MeanSelection.of(selection, fires_BK, self.num_tokens_since_fired)
 
     def _reconstruction(self, x: t.Tensor, step: int) -> dict[str, float]:
@@ -183,7 +181,7 @@ class ProbabilisticTopKTrainer(SamplingTopKTrainer):
             return super()._reconstruction(x, step)
         f_BF = product(x - ae.b_dec, ae.encoder.weight, x.dtype).add_(ae.encoder.bias).relu_()
         selection = largest(f_BF, self.k, "value", part)
-        values_BK = selection.only(f_BF.gather(1, selection.indices))
+        values_BK = selection.only(selection.of(f_BF))
         decoded_BD = decode(selection, values_BK, ae.decoder.weight, x.dtype)
         return self._metrics_of_code(x, decoded_BD, selection.indices, values_BK)
 
