@@ -59,6 +59,7 @@ def agent(server, folder, runs):
     return process.returncode, said
 
 
+@pytest.mark.ci
 @pytest.mark.slow
 def test_an_agent_continues_a_stopped_run_where_it_runs_the_same_command(sweep_file, tmp_path):
     content = yaml.safe_load(sweep_file().read_text())

@@ -142,6 +142,7 @@ def stopped_children(process):
     return [child for child in children if child.status() == psutil.STATUS_STOPPED]
 
 
+@pytest.mark.ci
 @pytest.mark.slow
 def test_the_processes_of_a_killed_sweep_end_what_they_have_begun(sweep_file, tmp_path, capsys):
     path, folder = sweep_file(parameters={"k": {"values": [2, 4, 8]}}), tmp_path / "s"

@@ -41,7 +41,7 @@ def of_four(anywhere, lm_dir_of, four_ranks, tmp_path_factory):
     """The folder of several scenarios, what four ranks return of each, and print, and the settings of two runs: one of
     text, which one process begins and four end, and one of a cache, which four begin."""
     folder = tmp_path_factory.mktemp("several")
-    text = replace(anywhere, steps=60, batch_size=48, n_ctxs=48, lm_batch_size=4, text_passes=None)
+    text = replace(anywhere, steps=48, batch_size=48, n_ctxs=48, lm_batch_size=4, text_passes=None)
     cache = str(folder / "cache_of_text")
     write_small(cache, text, 4000, (text.hook, OTHER_HOOK))
     runs = {
@@ -269,6 +269,7 @@ def test_a_rank_that_fails_says_why_and_ends_the_run(run, tmp_path):
     assert steps_of(folder) == [2, 4], "no point is written after an error"
 
 
+@pytest.mark.ci
 @pytest.mark.slow
 def test_a_rank_that_hangs_ends_the_run_after_the_timeout(run, tmp_path):
     """--rank-timeout 8."""

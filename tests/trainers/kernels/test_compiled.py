@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 
+import numba
 import pytest
 import torch as t
 from forks import ended, forked
@@ -88,7 +89,7 @@ def test_where_numba_cannot_compile_torch_takes_over_with_one_warning(monkeypatc
 
 
 def compile_without_a_folder_for_the_cache():
-    os.environ.pop("NUMBA_CACHE_DIR", None)
+    numba.config.CACHE_DIR = ""  # which NUMBA_CACHE_DIR may have set
     for locator in caching.CacheImpl._locator_classes:
         if "UserProvided" not in locator.__name__:
             locator.from_function = classmethod(lambda *_: None)
