@@ -208,7 +208,7 @@ def _settings(
         saes = {hook: flags.sae for hook in hooks}
     resume = True
     if flags.resume is None:
-        resume, run = (False, run) if run.overwrite else _found(flags)
+        resume = not run.overwrite and _has_started(flags)
     else:
         is_there = flags.run.save_dir is None and not flags.run.overwrite
         alone = "neither save_dir nor overwrite beside it, as the run continues in its folder"
@@ -226,14 +226,12 @@ def _settings(
     return run, saes, hooks, resume
 
 
-def _found(flags: TrainFlags) -> tuple[bool, RunConfig]:
-    """Whether this run has been started before, and its settings with the folder filled in."""
-    run, folder = flags.run, folder_of(TrainConfig(flags.sae, flags.run).resolved)
-    if len(run.hooks) > 1:
-        there = [_holds(folder / site, run.at(site), flags) for site in run.sites]
-        return any(there), run
-    run = replace(run, save_dir=str(folder))
-    return _holds(folder, run, flags), run
+def _has_started(flags: TrainFlags) -> bool:
+    """Whether this run has been started before."""
+    run, folder = flags.run, folder_of(TrainConfig(flags.sae, flags.run))
+    if len(run.sites) > 1:
+        return any([_holds(folder / site, run.at(site), flags) for site in run.sites])
+    return _holds(folder, run, flags)
 
 
 def _holds(folder: Path, run: RunConfig, flags: TrainFlags) -> bool:

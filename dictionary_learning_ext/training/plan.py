@@ -69,8 +69,9 @@ class Plan:
     """The folder that `--resume` takes: the only run folder, or the folder of all run folders."""
 
     def on(self, device: str) -> "Plan":
-        """The same plan on another device."""
-        settings = changed(self.settings, device=device)
+        """The same plan on a device, with the folder in the settings."""
+        save_dir = self.settings.save_dir or str(self.folder)
+        settings = changed(self.settings, device=device, save_dir=save_dir)
         own = [(job, settings.at(job.hook)) for job in self.jobs]
         jobs = [replace(job, config=replace(job.config, run=run)) for job, run in own]
         return replace(self, settings=settings, jobs=jobs)
