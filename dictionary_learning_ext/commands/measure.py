@@ -63,8 +63,7 @@ class MeasuredFlags(StoredFlags):
     def given(self) -> dict[str, Any]:
         """The flags as arguments of the Python functions."""
         flags = dict(vars(self))
-        keep = not flags.pop("no_keep")
-        return flags | {"keep": keep}
+        return flags | {"keep": not flags.pop("no_keep")}
 
 
 @dataclass(frozen=True)
@@ -219,9 +218,7 @@ def _order(flags: ReproduceFlags, sae: "SAEFolder") -> None:
     from ..evaluation.tables import text_table
     from ..features.columns import FeaturesOfSAE, write_numbers
 
-    where = flags.inputs.given
-    keep = where.pop("keep")
-    (codes,) = open_folders([sae], **where).codes(flags.tokens, keep=keep).values()
+    (codes,) = open_folders([sae], **flags.inputs.given).codes(flags.tokens).values()
     write_numbers(path, [("", FeaturesOfSAE(codes))], "one")
     share_F, rate_F = codes.error_share_F.tolist(), codes.firing_rate_F.tolist()
     if flags.json:

@@ -103,9 +103,9 @@ def evaluate_folders(
     keep = keep and out is None
     for names in by_hook.values():
         of_hook = {name: runs[name] for name in names}
-        opened = _opened(found, of_hook, language_model=language_model)
+        opened = _opened(found, of_hook, language_model=language_model, keep=keep)
         run = opened.run
-        measured = evaluated(opened, tokens, keep=keep)
+        measured = evaluated(opened, tokens)
         if run.activations is None:
             language_model = opened.inputs.language_model
         for name, metrics in measured.items():
@@ -121,16 +121,14 @@ def evaluate_folders(
     return {name: results[name] for name in runs}
 
 
-def evaluated(
-    opened: "OpenedFolders", tokens: int, *, keep: bool = True
-) -> dict[str, dict[str, Any]]:
+def evaluated(opened: "OpenedFolders", tokens: int) -> dict[str, dict[str, Any]]:
     """Every metric of opened SAEs on held-out text, by folder. The language model runs, to measure its loss."""
     held_out = opened.inputs.held_out(opened.run.site, tokens)
     factors = {
         n: one.config["trainer"].get("norm_factor", 1.0) for n, one in opened.folders.items()
     }
     dictionaries = {name: (sae, factors[name]) for name, sae in opened.saes.items()}
-    if not keep:
+    if not opened.keep:
         return measure(dictionaries, held_out)
     saes = {}
     for name, codes in opened.each_codes(tokens, with_all=True):
@@ -147,6 +145,7 @@ def open_folders(
     *,
     step: int | None = None,
     saes: Mapping[str, Dictionary] | None = None,
+    keep: bool = True,
     **where: Any,
 ) -> "OpenedFolders":
     """Load SAEs and the language model they share; see `evaluate_folders`.
@@ -155,7 +154,7 @@ def open_folders(
 
     Arguments:
         saes: the SAEs by name, if they are loaded already.
-        where: see `evaluate_folders`.
+        keep, where: see `evaluate_folders`.
     """
     found = find_saes(folders, step)
     runs = all_trained_on(found, **where)
@@ -166,7 +165,7 @@ def open_folders(
             said = ", ".join(f"{name}={value}" for name, value in contexts.items())
             logger.warning("%s: read in the contexts of %s (%s)", folder, first_name, said)
             runs[folder] = replace(run, **contexts)
-    return _opened(found, runs, saes)
+    return _opened(found, runs, saes, keep=keep)
 
 
 @dataclass(eq=False)
@@ -183,6 +182,8 @@ class OpenedFolders:
     """Where each was found; empty for a dictionary that a caller gave."""
     language_model: CausalLM | None = None
     """The language model, if it was loaded already."""
+    keep: bool = True
+    """Whether codes of held-out text are read where they are kept beside an SAE, and new ones kept there."""
 
     @cached_property
     def is_without_cache(self) -> bool:
@@ -226,22 +227,16 @@ class OpenedFolders:
             )
         return inputs
 
-    def codes(
-        self,
-        tokens: int | None = None,
-        *,
-        split: Split = "heldout",
-        keep: bool = True,
-    ) -> dict[str, Codes]:
+    def codes(self, tokens: int | None = None, *, split: Split = "heldout") -> dict[str, Codes]:
         """The codes of each SAE on the first tokens of a split, by folder.
 
-        Codes that are kept beside an SAE are read. The others are computed in one pass, and kept.
+        Codes that are kept beside an SAE are read. The others are computed in one pass, and kept, unless they are of training
+        text or of a checkpoint.
 
         Arguments:
             tokens: default: as many as the runs' own evaluations have.
-            keep: read kept codes, and keep new ones. Codes of training text or of a checkpoint are never kept.
         """
-        codes = dict(self.each_codes(tokens, split=split, keep=keep))
+        codes = dict(self.each_codes(tokens, split=split))
         return {name: codes[name] for name in self.saes}
 
     def each_codes(
@@ -250,7 +245,6 @@ class OpenedFolders:
         *,
         split: Split = "heldout",
         with_all: bool = False,
-        keep: bool = True,
     ) -> Iterator[tuple[str, Codes]]:
         """Like `codes`, but yields one SAE's codes at a time, kept ones first, so that the caller can free them.
 
@@ -258,15 +252,12 @@ class OpenedFolders:
             with_all: see `Encoder`.
         """
         tokens = self.own_tokens if tokens is None else tokens
-        keep = keep and split == "heldout"
+        keep = self.keep and split == "heldout"
         text, missing, read = text_key(self.run, tokens), {}, tokens
         for name, sae in self.saes.items():
             folder, codes = self.folders[name], None
             if keep and folder.step is None:
-                codes = kept_codes(
-                    *(folder.results, sae, folder.hash, text),
-                    with_all=with_all,
-                )
+                codes = kept_codes(folder.results, sae, folder.hash, text, with_all=with_all)
             if codes is None:
                 missing[name] = sae
             else:
@@ -327,6 +318,8 @@ def _opened(
     runs: dict[str, RunConfig],
     saes: Mapping[str, Dictionary] | None = None,
     language_model: CausalLM | None = None,
+    *,
+    keep: bool,
 ) -> OpenedFolders:
     """Load the SAEs of these runs, if they aren't loaded yet."""
     _require_measured_alike(runs)
@@ -334,7 +327,7 @@ def _opened(
     folders = {name: found[name] for name in runs}
     if saes is None:
         saes = {name: load_sae(folder, run.device) for name, folder in folders.items()}
-    return OpenedFolders(run, dict(saes), _own_tokens(runs), folders, language_model)
+    return OpenedFolders(run, dict(saes), _own_tokens(runs), folders, language_model, keep)
 
 
 def _require_measured_alike(runs: dict[str, RunConfig], ignoring: Collection[str] = ()) -> None:
@@ -359,6 +352,7 @@ def open_sae(
     device: str = RunConfig.device,
     ctx_len: int | None = None,
     stored: bool = False,
+    keep: bool = True,
 ) -> OpenedFolders:
     """Open a single SAE, given as a dictionary or by its name.
 
@@ -367,6 +361,7 @@ def open_sae(
         hook: the hook point or its name. Default: as in the run folder's config.json.
         device: where to load the SAE and the language model, if neither is loaded yet.
         stored: whether to read the stored activations that the run was trained on, if there are any.
+        keep: see `OpenedFolders`. With a language model that is given as an object, codes are never kept.
 
     Raises: a UserError that says what to change.
     """
@@ -399,7 +394,8 @@ def open_sae(
     called = "the dictionary" if found is None else found.name
     folders = {} if found is None else {called: found}
     own_tokens = _own_tokens({called: run})
-    return OpenedFolders(run, {called: dictionary}, own_tokens, folders, loaded)
+    keep = keep and loaded is None
+    return OpenedFolders(run, {called: dictionary}, own_tokens, folders, loaded, keep)
 
 
 def named_or_given(sae: SAE, device: str = "cpu") -> tuple[SAEFolder | None, Dictionary]:

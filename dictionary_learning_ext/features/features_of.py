@@ -75,11 +75,11 @@ def encode_text(
 
     Raises: a UserError that says what to change.
     """
-    opened = open_sae(sae, lm, hook, device=device, ctx_len=ctx_len, stored=text is None)
-    return _codes_of(opened, text, tokens, keep and not is_nnsights(lm))
+    how = {"device": device, "ctx_len": ctx_len, "keep": keep}
+    return _codes_of(open_sae(sae, lm, hook, stored=text is None, **how), text, tokens)
 
 
-def _codes_of(opened: OpenedFolders, text: Text | None, tokens: int, keep: bool) -> Codes:
+def _codes_of(opened: OpenedFolders, text: Text | None, tokens: int) -> Codes:
     (dictionary,) = opened.saes.values()
     require(tokens >= 1, "tokens", tokens, "at least 1")
     if text is None and not opened.folders:
@@ -91,7 +91,7 @@ def _codes_of(opened: OpenedFolders, text: Text | None, tokens: int, keep: bool)
         "features are measured on tokens", "give lm, and a text to read, e.g. text='embedded'"
     )
     if text is None:
-        (codes,) = opened.codes(tokens, keep=keep).values()
+        (codes,) = opened.codes(tokens).values()
         return replace(codes, tokenizer=tokenizer)
     model, run = opened.inputs.language_model, opened.run
     assert model is not None, "no activations are stored"
@@ -136,9 +136,9 @@ def features_of(
     Raises: a UserError that says what to change.
     """
     require(contexts >= 1, "contexts", contexts, "at least 1")
-    opened = open_sae(sae, lm, hook, device=device, ctx_len=ctx_len, stored=text is None)
-    given = lm if is_nnsights(lm) else None
-    codes = _codes_of(opened, text, tokens, keep and given is None)
+    how = {"device": device, "ctx_len": ctx_len, "keep": keep}
+    opened = open_sae(sae, lm, hook, stored=text is None, **how)
+    codes, given = _codes_of(opened, text, tokens), lm if is_nnsights(lm) else None
     return Features(opened, given, codes, top=contexts, seed=seed)
 
 

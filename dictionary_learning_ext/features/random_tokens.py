@@ -119,7 +119,6 @@ def random_tokens(
     sae: SAEFolder,
     *,
     split: Split = "heldout",
-    keep: bool = True,
     known: dict[str, Numbers | None] | None = None,
 ) -> Numbers | None:
     """How much of two dictionaries of random tokens comes back in the other.
@@ -140,13 +139,14 @@ def random_tokens(
         return kept_random_tokens(codes, sae)
     known, key = {} if known is None else known, _key_of(codes)
     if key not in known:
-        known[key] = _random_tokens(opened, codes, sae, split, keep and split == "heldout")
+        known[key] = _random_tokens(opened, codes, sae, split)
     return known[key]
 
 
 def _random_tokens(
-    opened: OpenedFolders, codes: Sequence[Codes], sae: SAEFolder, split: Split, keep: bool
+    opened: OpenedFolders, codes: Sequence[Codes], sae: SAEFolder, split: Split
 ) -> Numbers | None:
+    keep = opened.keep and split == "heldout"
     if keep and (kept := kept_random_tokens(codes, sae)) is not None:
         return kept
     start = time.perf_counter()

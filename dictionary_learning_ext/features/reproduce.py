@@ -70,8 +70,6 @@ def agreement(a: SAE, b: SAE) -> Reproducibility:
 def reproduce(
     folders: Sequence[str | Path | SAEFolder],
     tokens: int | None = 0,
-    *,
-    keep: bool = True,
     **where: Any,
 ) -> Reproducibility:
     """Which features come back in other SAEs. Warns where the SAEs differ in more than their seeds.
@@ -83,23 +81,20 @@ def reproduce(
         folders: the names of the SAEs. They may have different numbers of features, see `agreement`.
         tokens: held-out tokens to compare what they do on. None: as many as the runs' own evaluations. 0: only decoder
             directions are compared, and no language model is loaded.
-        keep: keep the SAEs' codes beside them.
-        where: model, hook, data, device and others, see `evaluation.folders.open_folders`.
+        where: model, hook, data, device, keep and others, see `evaluation.folders.open_folders`.
 
     Raises: a UserError for folders that can't be compared: SAEs of different widths, hook points or language models, given
     twice, or not finished.
     """
     saes = find_saes(folders, different=True)
     require_comparable(saes, where.get("model"))
-    (found,) = _compared({"": [*saes]}, saes, tokens, keep, where).values()
+    (found,) = _compared({"": [*saes]}, saes, tokens, where).values()
     return found
 
 
 def reproduce_settings(
     folders: Sequence[str | Path | SAEFolder],
     tokens: int | None = 0,
-    *,
-    keep: bool = True,
     **where: Any,
 ) -> tuple[dict[str, Reproducibility], list[str]]:
     """Which features come back in each setting among several SAEs: those of one setting differ in their seeds and the order
@@ -137,7 +132,7 @@ def reproduce_settings(
     found = {}
     for at_place in of_place.values():
         groups_there = {title: settings[title] for title in at_place}
-        found |= _compared(groups_there, saes, tokens, keep, where)
+        found |= _compared(groups_there, saes, tokens, where)
     return {title: found[title] for title in settings}, notes
 
 
@@ -156,7 +151,6 @@ def _compared(
     groups: Mapping[str, Sequence[str]],
     saes: Mapping[str, SAEFolder],
     tokens: int | None,
-    keep: bool,
     where: dict[str, Any],
 ) -> dict[str, Reproducibility]:
     """Which features come back in each of some groups of SAEs at one hook point, all on the same held-out tokens."""
@@ -171,7 +165,7 @@ def _compared(
         try:
             there = _with_one_text(folders, where)
             opened = open_folders([*folders.values()], saes=loaded, **there)
-            codes = opened.codes(tokens, keep=keep)
+            codes = opened.codes(tokens)
         except UserError as error:
             remedy = "use tokens=0 to compare the decoder directions alone"
             raise error.within(
@@ -182,9 +176,7 @@ def _compared(
     names, found = _labels_of(saes), {}
     for title, group in groups.items():
         own = {name: saes[name] for name in group}
-        found[title] = compare_saes(
-            own, directions, codes, opened, names=names, known=known, keep=keep
-        )
+        found[title] = compare_saes(own, directions, codes, opened, names=names, known=known)
     return found
 
 
@@ -204,7 +196,7 @@ def compare_saes(
         codes: the codes of each SAE, all on the same tokens. None: only directions are compared.
         opened: the SAEs' activations, to measure random tokens. None: what of them is kept is taken.
         names: each SAE's short name. Default: its `labels_of` among these.
-        how: split, keep and known, see `random_tokens`.
+        how: split and known, see `random_tokens`.
     """
     names, codes = names or _labels_of(saes), codes or {}
     found = reproducibility(

@@ -146,7 +146,6 @@ def analyse(
     options: ReportOptions,
     *,
     seeds: Sequence[str | Path | SAEFolder] = (),
-    keep: bool = True,
     on_step: Callable[[str], None] = lambda step: None,
     **where: Any,
 ) -> Comparison:
@@ -156,9 +155,8 @@ def analyse(
         folders: different ones, all trained on one language model and hook point.
         seeds: other seeds of these SAEs. Each belongs to the folder with its setting, or to the first if there is none.
             Copies are compared too, with a warning.
-        keep: read and keep the SAEs' codes, see `OpenedFolders.codes`.
         on_step: called before each step, with its name.
-        where: model, hook, data, device and the rules that leave out tokens, see
+        where: model, hook, data, device, keep and the rules that leave out tokens, see
             `evaluation.folders.evaluate_folders`.
 
     Raises: a UserError that says what to change.
@@ -179,13 +177,13 @@ def analyse(
     text = "held-out" if options.split == "heldout" else "training"
     tokens = opened.own_tokens if options.tokens is None else options.tokens
     on_step(f"reading {tokens:,} tokens of {text} text, or what is kept of it")
-    codes = opened.codes(tokens, split=options.split, keep=keep)
+    codes = opened.codes(tokens, split=options.split)
     come_back, known = {}, dict[str, Numbers | None]()
     directions = {name: own.directions_FD for name, own in codes.items()}
     for folder, own in seeds_of.items():
         on_step(f"matching the features of {folder} with those of {' and '.join(own)}")
         of_setting = {name: saes[name] for name in (folder, *own)}
-        how = {"known": known, "split": options.split, "keep": keep}
+        how = {"known": known, "split": options.split}
         come_back[folder] = compare_saes(of_setting, directions, codes, opened, **how)
     for name, sae in saes.items():
         if sae.metrics and changes_since(sae, sae.metrics):

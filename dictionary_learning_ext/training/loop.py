@@ -523,9 +523,10 @@ class Run:
                 saes = {name: sae.trained() for name, sae in own.items()}
                 folders = {name: find_sae(sae.folder) for name, sae in own.items()}
                 run, tokens = self.settings.at(hook), self.settings.eval_tokens
-                opened = OpenedFolders(run, saes, tokens, folders, self.inputs.language_model)
                 keep = _are_small([sae.config.sae for sae in own.values()], tokens)
-                for name, metrics in evaluated(opened, tokens, keep=keep).items():
+                language_model = self.inputs.language_model
+                opened = OpenedFolders(run, saes, tokens, folders, language_model, keep)
+                for name, metrics in evaluated(opened, tokens).items():
                     own[name].record(metrics, folders[name])
         except Interrupted as stop:
             where = in_shell(*(sae.folder for sae in trained))

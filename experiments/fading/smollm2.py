@@ -143,7 +143,7 @@ def part_name(lr: float, seeds: tuple[int, int]) -> str:
 
 def measured(one: Path, other: Path) -> Row:
     """What comes back between two seeds' SAEs, and the metrics of each."""
-    codes = open_folders([one, other]).codes(HELD_OUT, keep=False)
+    codes = open_folders([one, other], keep=False).codes(HELD_OUT)
     found = reproducibility({name: own.directions_FD for name, own in codes.items()}, codes)
     measures = {measure.key: found.pair.measures[measure.key] for measure in CODE_MEASURES}
     metrics = ("fve", "near_dead_0.1", "near_dead_0.5", "alive", "l0")

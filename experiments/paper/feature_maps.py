@@ -86,7 +86,7 @@ def largest_of(folders: Sequence[Path]) -> list[list[float]]:
 
 def codes_of(folders: Sequence[Path]) -> list[Any]:
     """Each SAE's activations at the same held-out tokens, a csr_matrix (N, F) without stored zeros."""
-    found = open_folders(folders).codes(MAP_TOKENS, keep=False)
+    found = open_folders(folders, keep=False).codes(MAP_TOKENS)
     return [codes.to_scipy() for codes in found.values()]
 
 

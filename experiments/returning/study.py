@@ -225,7 +225,7 @@ def measure_parts(parts: Iterable[Part], raw: Path, with_null: str) -> None:
 def measured(folders: list[Path]) -> tuple[list[Content], list[Content]]:
     """A row of each SAE, and of each pair of them."""
     by_seed = {folder.parent.name: folder for folder in folders}
-    found = open_folders(folders).codes(HELD_OUT, keep=False)
+    found = open_folders(folders, keep=False).codes(HELD_OUT)
     codes = {seed: found[str(folder)] for seed, folder in by_seed.items()}
     saes = []
     for seed, folder in by_seed.items():

@@ -91,7 +91,7 @@ class Activations:
     """Hands out the same activations, and keeps what was asked for."""
 
     def __init__(self, x):
-        self.x, self.asked, self.run = x, {}, RunConfig()
+        self.x, self.asked, self.run, self.keep = x, {}, RunConfig(), False
 
     def contexts(self, split, tokens):
         self.asked[split] = tokens
@@ -107,7 +107,7 @@ def test_beside_an_sae_without_k_they_have_its_mean_l0(x):
     l0 = float((codes[0].code_NF != 0).sum() / len(x))
     assert codes[0].k is None
     assert 2 < l0 < 8
-    numbers = random_tokens(Activations(x), codes, None, keep=False)
+    numbers = random_tokens(Activations(x), codes, None)
     assert numbers["l0"] == pytest.approx(round(l0), rel=0.01)
 
 
@@ -115,7 +115,7 @@ def test_beside_an_sae_without_k_they_have_its_mean_l0(x):
 def test_they_are_drawn_from_enough_tokens_for_their_features(n_features, tokens, x):
     opened = Activations(x[:10])  # too few, so nothing is fitted
     codes = [SimpleNamespace(n_features=n_features, k=K, tokens=7, text={})] * 2
-    assert random_tokens(opened, codes, None, keep=False) is None
+    assert random_tokens(opened, codes, None) is None
     assert opened.asked == {"train": tokens}
 
 
@@ -132,7 +132,7 @@ def test_what_comes_back_of_random_tokens_is_kept_for_a_text_and_sizes(two, monk
     found = random_tokens(opened, codes, saes[0])
     assert found is not None
     assert found == kept_random_tokens(codes, saes[0])
-    assert random_tokens(opened, codes, saes[1], keep=False) == found
+    assert random_tokens(open_folders(two, keep=False), codes, saes[1]) == found
     assert kept_random_tokens(codes, saes[1]) is None
     on_training_text = random_tokens(opened, codes, saes[1], split="train")
     assert kept_random_tokens(codes, saes[1]) is None, "of held-out text alone they are kept"
