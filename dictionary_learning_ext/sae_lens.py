@@ -310,7 +310,7 @@ class VariationalTopKTrainingSAE(TrainingSAE):
         energy = float(x.square().sum(-1).mean())
         is_scaled = cfg.normalize_activations != "none"
         self.mean_squared_norm.fill_(cfg.d_in if is_scaled else energy)
-        sigma = self._fixed_sigma
+        sigma = self.settings.sigma_of(self.cfg.d_in)
         variance = math.exp(self.settings.log_var_init) if self._is_learned else sigma**2
         warn_of_noise(noise_to_signal(cfg.k, variance, energy), self.settings, sigma, cfg.steps)
 
@@ -328,7 +328,7 @@ class VariationalTopKTrainingSAE(TrainingSAE):
             top_k_aux=max(1, self.cfg.d_in // 2),
             dead_feature_threshold=threshold,
             matmul_dtype=t.get_autocast_dtype(device) if is_autocast else x.dtype,
-            sigma=x.new_full((), self._fixed_sigma),
+            sigma=x.new_full((), self.settings.sigma_of(self.cfg.d_in)),
             log_var_limits=x.new_tensor(LOG_VAR_LIMITS) if self._is_learned else None,
             tokens_since_fired_F=self.tokens_since_fired,
             generator=noise,
@@ -348,12 +348,6 @@ class VariationalTopKTrainingSAE(TrainingSAE):
         projected_DF = grad_DF.clone()
         project_out_parallel(self.W_dec.t(), projected_DF)
         return projected_DF
-
-    @property
-    def _fixed_sigma(self) -> float:
-        """The fixed posterior's standard deviation, in the units of normalised activations; 0 for any other."""
-        is_fixed = self.settings.posterior == "fixed"
-        return self.settings.sigma_of(self.cfg.d_in) if is_fixed else 0.0
 
     @property
     def _is_learned(self) -> bool:
@@ -388,7 +382,7 @@ class VariationalTopKTrainingSAE(TrainingSAE):
         settings = self.settings
         if settings.posterior == "fixed":  # noise_to_signal is in units that are gone
             noise: dict[str, Any] = {"noise_to_signal": Variational.noise_to_signal}
-            settings = replace(settings, sigma=self._fixed_sigma, **noise)
+            settings = replace(settings, sigma=self.settings.sigma_of(self.cfg.d_in), **noise)
         self.settings = in_units(settings, 1 / scaling_factor**2)
         self.cfg.settings = self.settings.to_dict()
         self.cfg.normalize_activations = "none"

@@ -446,7 +446,9 @@ class Variational(PosteriorOptions, ObjectiveOptions, SAEConfig):
             raise ConfigError(f"{both}: expected one of them", instead=instead)
 
     def sigma_of(self, energy: float) -> float:
-        """The fixed posterior's standard deviation. `energy` is E||x||^2 of the activations."""
+        """The fixed posterior's standard deviation, 0 for any other. `energy` is E||x||^2 of the activations."""
+        if self.posterior != "fixed":
+            return 0.0
         k: Any = self.kept_per_token
         return math.sqrt(self.noise_to_signal * energy / k) if self.sigma is None else self.sigma
 

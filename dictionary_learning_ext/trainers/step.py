@@ -92,14 +92,12 @@ class StepObjective:
             energy: E||x||^2 of the activations.
             given: the fields that the settings don't tell.
         """
-        now, kl_of_sigma = schedules_at(step, settings), 0.0
-        if settings.posterior == "fixed":
-            kl_of_sigma = fixed_variance_kl(settings.sigma_of(energy), settings.prior_std)
+        now, sigma = schedules_at(step, settings), settings.sigma_of(energy)
         return cls(
             k=settings.kept_per_token or 0,
             settings=settings,
             kl_weight=settings.beta * now["kl_scale"],
-            kl_of_sigma=kl_of_sigma,
+            kl_of_sigma=fixed_variance_kl(sigma, settings.prior_std) if sigma else 0.0,
             noise_scale=now["noise_scale"],
             **given,
         )

@@ -116,10 +116,6 @@ class VAEase(OwnDictionary):
         z = posterior.sample(generator) if sample else posterior.mu
         return gate * z * (gate > self.active_gate)
 
-    def active_dimensions(self, x: t.Tensor) -> t.Tensor:
-        """The mean number of features per token whose gate is above `active_gate`: 0-dim."""
-        return (self.posterior(x).gate > self.active_gate).sum(-1).to(self.b_dec.dtype).mean()
-
     @t.no_grad()
     def scale_biases(self, scale: float) -> None:
         """Change the units of activations by a factor.
@@ -215,8 +211,10 @@ class VAEaseTrainer(SamplingTrainer):
         return ELBOTerms(loss, l2_loss, kl_loss)
 
     def _logged(self, terms: ELBOTerms, x: t.Tensor) -> dict[str, t.Tensor]:
+        posterior = self.ae.posterior(x)
+        is_active_BF = posterior.gate > self.ae.active_gate
         return super()._logged(terms, x) | {
             "gamma": self.ae.log_gamma.exp(),
-            "active_dims": self.ae.active_dimensions(x),
-            "mean_sigma": self.ae.posterior(x).std.mean(),
+            "active_dims": is_active_BF.sum(-1).to(x.dtype).mean(),
+            "mean_sigma": posterior.std.mean(),
         }
