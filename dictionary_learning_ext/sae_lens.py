@@ -10,7 +10,7 @@ F d_sae, K = k.
 
 import logging
 import math
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch as t
@@ -21,6 +21,7 @@ from .config.sae import (
     LOG_VAR_LIMITS,
     SAEConfig,
     Variational,
+    VSAEConfig,
     VSAETopKConfig,
     in_units,
     sae_settings,
@@ -91,7 +92,7 @@ def runner_options(
 
     Raises: ConfigError for another architecture, or a value that is out of range.
     """
-    if not isinstance(sae, Variational):
+    if not isinstance(sae, VSAETopKConfig | VSAEConfig):
         name = getattr(sae, "architecture", sae)
         raise ConfigError(name="architecture", value=name, expected="vsae_top_k or vsae")
     require(
@@ -103,9 +104,8 @@ def runner_options(
     expected = "random: SAELens doesn't hand over the first activations"
     require(sae.start == "random", "start", sae.start, expected)
     require_sizes(activation_dim=activation_dim, steps=steps, batch_size=batch_size)
-    if not isinstance(sae, VSAETopKConfig):  # of a vsae, whose k is dict_size
-        shared = {each.name: getattr(sae, each.name) for each in fields(Variational)}
-        sae = VSAETopKConfig(**shared | {"architecture": ARCHITECTURE, "k": sae.dict_size})
+    if isinstance(sae, VSAEConfig):
+        sae = VSAETopKConfig(**vars(sae) | {"architecture": ARCHITECTURE, "k": sae.dict_size})
     sae = sae.resolve(steps)
     config = VariationalTopKTrainingSAEConfig(
         d_in=activation_dim,

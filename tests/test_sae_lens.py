@@ -15,7 +15,12 @@ from dictionary_learning_ext import (
     load_language_model,
     open_text,
 )
-from dictionary_learning_ext.config.sae import TopKConfig, VSAEConfig, VSAETopKConfig
+from dictionary_learning_ext.config.sae import (
+    TopKConfig,
+    VSAEBatchTopKConfig,
+    VSAEConfig,
+    VSAETopKConfig,
+)
 from dictionary_learning_ext.errors import ConfigError
 from dictionary_learning_ext.run_folder.weights import for_raw_activations
 
@@ -493,10 +498,11 @@ ERRORS: list[tuple[dict[str, Any], str]] = [
     ("sae", "message"),
     [
         (TopKConfig(), "architecture='top_k': "),
+        (VSAEBatchTopKConfig(), "architecture='vsae_batch_top_k': "),
         (VSAETopKConfig(init_from="runs/one"), "from_pretrained_path"),
         (VSAETopKConfig(decay_start=4), "decay_start=4: expected between 5 and steps=50"),
     ],
-    ids=["architecture", "init_from", "decay_start"],
+    ids=["architecture", "over a batch", "init_from", "decay_start"],
 )
 def test_settings_that_the_runner_can_not_have_are_named(sae, message):
     with pytest.raises(ConfigError) as raised:
@@ -505,10 +511,11 @@ def test_settings_that_the_runner_can_not_have_are_named(sae, message):
 
 
 def test_the_runs_arguments_are_those_of_vsae_train():
-    settings = VSAEConfig(dict_size=2**12, decay_start=750)
+    settings = VSAEConfig(dict_size=2**12, decay_start=750, rectify=True)
     options = runner_options(settings, activation_dim=512, steps=1000, batch_size=64)
     sae = options.pop("sae")
     assert (sae.k, sae.d_sae, sae.resolved.kl_warmup_steps) == (2**12, 2**12, 100)
+    assert sae.resolved.rectify
     assert options == {
         "training_tokens": 64_000,
         "train_batch_size_tokens": 64,
