@@ -32,6 +32,7 @@ from ..trainers.dictionaries import (
     k_of,
     selects_top_k,
     sides,
+    weights_by_feature,
 )
 from ..trainers.kernels.select import top_k
 from ..trainers.parts import Selection
@@ -235,9 +236,7 @@ class SparseDecoder:
     @t.no_grad()
     def __init__(self, dictionary: Any):
         self._dictionary = dictionary
-        weight_FD = (
-            dictionary.W_dec if hasattr(dictionary, "W_dec") else dictionary.decoder.weight.T
-        )
+        _, weight_FD = weights_by_feature(dictionary)
         self._weight_FD = weight_FD.detach().contiguous()
         self._bias_D = dictionary.decode(self._weight_FD.new_zeros(1, dictionary.dict_size))[0]
 

@@ -13,7 +13,7 @@ from torch import nn
 from ..activations.hook_points import block_list_path
 from ..errors import LanguageModelError
 from ..run_folder.tensors import in_memory
-from ..trainers.dictionaries import decoder_directions
+from ..trainers.dictionaries import decoder_directions, weights_by_feature
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -73,8 +73,7 @@ def _variances_before_normalising(moments_D: t.Tensor) -> t.Tensor:
 @t.no_grad()
 def encoder_directions(dictionary: Dictionary) -> t.Tensor:
     """The gradient of each feature's pre-activation (of a vSAE, its mean mu) with respect to x, (F, D)."""
-    sae: Any = dictionary
-    weight_FD = sae.W_enc.T if hasattr(sae, "W_enc") else sae.encoder.weight
+    weight_FD, _ = weights_by_feature(dictionary)
     return weight_FD.detach().float().cpu()
 
 

@@ -67,10 +67,8 @@ class SparseEncoder(Protocol):
 
 
 @runtime_checkable
-class PosteriorEncoder(Protocol):
+class PosteriorEncoder(HasPosterior, Protocol):
     """A dictionary that can select K features from a posterior that was already computed."""
-
-    def posterior(self, x: t.Tensor) -> "FeaturePosterior": ...
 
     def code_of(self, posterior: Any) -> TopKCode:
         """The code by the posterior's mean: the same as `sparse_encode` of its activations."""
