@@ -80,7 +80,7 @@ def write_report(
         against: other SAEs of the same language model and hook point.
         seeds: other seeds of `folder`'s SAE. The page then shows which of its features come back.
         out: the page, x.html, or a folder for report.html. Default: the SAE's folder of results, see `SAEFolder.results`.
-        keep: read and keep the SAEs' codes, see `OpenedFolders.codes`.
+        keep: read and keep the SAEs' codes, see `OpenedFolders`.
         where: model, hook, data, device and the rules that leave out tokens, see
             `evaluation.folders.evaluate_folders`.
 
