@@ -17,7 +17,16 @@ from ..config.run import (
     TrainConfig,
     require_same,
 )
-from ..config.sae import CHOICES, CONFIGS, NOISES, SAEConfig, VSAETopKConfig, not_used, option_names
+from ..config.sae import (
+    CHOICES,
+    CONFIGS,
+    NOISES,
+    SAEConfig,
+    Variational,
+    VSAETopKConfig,
+    not_used,
+    option_names,
+)
 from ..errors import ConfigError, UserError, as_flag, in_shell
 from ..run_folder.files import folder_of
 from ..run_folder.reading import is_finished, load_config, read_run, run_folders
@@ -175,15 +184,17 @@ def beside(flags: TrainFlags) -> dict[str, SAEConfig]:
     names = [] if flags.beside is None else [name.strip() for name in flags.beside.split(",")]
     for name in names:
         require_choice("beside", name, (POINT, *TRAINED))
-        architecture = VSAETopKConfig.architecture if name == POINT else name
-        choices = {"architecture": architecture}
-        if architecture == VSAETopKConfig.architecture:
-            choices["posterior"] = "point" if name == POINT else "fixed"
+        choices = {"architecture": name}
+        if name == POINT:
+            vsae = flags.sae if isinstance(flags.sae, Variational) else VSAETopKConfig
+            choices = {"architecture": vsae.architecture, "posterior": "point"}
+        elif vars(flags.sae).get("posterior") == "point" and issubclass(CONFIGS[name], Variational):
+            choices["posterior"] = "fixed"
         start = starting_point(flags.given | choices).sae
         used = vars(start).keys() - start.unused().keys() - choices.keys() - {"seed"}
         own: dict[str, Any] = {
             option: getattr(flags.sae, option)
-            for option in flags.given.keys() & used & flags.sae.shared_with(architecture)
+            for option in flags.given.keys() & used & flags.sae.shared_with(start.architecture)
         }
         sae = replace(start, **own)
         if "target_l0" in vars(sae) and (k := flags.sae.kept_per_token):

@@ -30,7 +30,7 @@ def automatic_name(config: TrainConfig) -> str:
 
 def kind(sae: SAEConfig) -> str:
     """What an SAE is called beside others: its architecture, or point for a vSAE without noise."""
-    if vars(sae).get("posterior") == "point" and sae.architecture == "vsae_top_k":
+    if vars(sae).get("posterior") == "point":
         return POINT
     return _kind_of(sae.architecture)
 

@@ -378,6 +378,15 @@ def test_each_beside_has_settings_as_by_its_own_flags_and_those_typed_that_mean_
     assert found["jump_relu"].target_l0 == 7
 
 
+def test_beside_a_vsae_over_batch_top_k_point_is_the_same_without_noise():
+    typed = "--architecture vsae_batch_top_k --k 7 --noise-to-signal 0.1 --beta 0 --beside point"
+    point = beside(parse(TRAIN, shlex.split(typed)))["point"]
+    found = point.architecture, point.posterior, point.k, point.beta
+    assert found == ("vsae_batch_top_k", "point", 7, 0)
+    typed = "--architecture vsae_batch_top_k --posterior point --beside vsae_top_k"
+    assert beside(parse(TRAIN, shlex.split(typed)))["vsae"].posterior == "fixed"
+
+
 @pytest.mark.parametrize(
     ("typed", "said"),
     [
