@@ -229,6 +229,7 @@ def test_machines_share_a_run_that_one_process_ends(flags, run, tmp_path):
         assert measured == [*range(0, 150, 29), 150]
 
 
+@pytest.mark.ci
 @pytest.mark.slow
 def test_a_killed_rank_ends_the_others(flags, tmp_path):
     """Of the real torchrun."""
