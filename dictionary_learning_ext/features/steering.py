@@ -44,8 +44,8 @@ def steer(
 
     where x is the language model's activation at the hook point (of a transcoder, f is of x, and the sum is added to y),
     f(x) = sae.encode(x), and d_i is what one unit of feature i adds to the reconstruction (of unit length in a vSAE). Both
-    modes change x only along the d_i, so the part of x that the SAE doesn't reconstruct stays. All f_i are computed from the same x: clamping one feature doesn't take account of
-    clamping another.
+    modes change x only along the d_i, so the part of x that the SAE doesn't reconstruct stays. All f_i are computed from the
+    same x: clamping one feature doesn't take account of clamping another.
 
     **Units.** A value has the unit of a feature's activation, as `encode` returns it and `Features.top` shows it. The factor
     of `--normalize` is in the weights that `load_dictionary` returns, so there is nothing to convert.
