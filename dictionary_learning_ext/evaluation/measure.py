@@ -161,9 +161,14 @@ class DocumentLosses:
         self._batches: list[tuple[t.Tensor, t.Tensor, t.Tensor]] = []
         """Token ids, the mask of tokens, and the positions to replace, of each batch."""
         self._predicted = self._positions = self._left_alone = 0
-        original, read = 0.0, []
+        original = 0.0
+        read: list[t.Tensor] = []
+
+        def keep(x_BLD: t.Tensor) -> None:
+            read.append(x_BLD.clone())  # later modules may change it in place
+
         for input_ids_BL, mask_BL in _document_batches(documents, tokens):
-            original += _summed_loss(reader, input_ids_BL, mask_BL, read.append)
+            original += _summed_loss(reader, input_ids_BL, mask_BL, keep)
             by_token_BL = reader.rule.by_token(input_ids_BL, mask_BL)
             wanted_BL, non_finite = reader.without_outliers(read.pop(), by_token_BL)
             reader.require_finite(non_finite)

@@ -391,6 +391,20 @@ def test_outliers_keep_their_activations(lm_dir_of):
     assert exact.reconstructed == exact.original
 
 
+def test_outliers_are_those_of_the_hook_point_whatever_a_later_module_changes_in_place(lm_dir_of):
+    lm = with_sinks(lm_dir_of("gpt2"), "left")
+
+    def change(_: t.nn.Module, args: tuple[t.Tensor]) -> None:
+        args[0].fill_(1)  # then no norm is larger than another
+
+    hook = lm._module.transformer.h[2].ln_1.register_forward_pre_hook(change)
+    try:
+        (losses,) = losses_of(lm, [sae_of()], max_norm_multiple=10)
+    finally:
+        hook.remove()
+    assert losses.left_alone == len(DOCUMENTS)
+
+
 def test_documents_without_a_second_token_have_no_loss(tiny_lm):
     (losses,) = losses_of(tiny_lm, [sae_of()], ["a", "", "b"])
     assert (losses.tokens, losses.positions) == (0, 2)
