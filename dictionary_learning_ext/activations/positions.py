@@ -8,7 +8,6 @@ reconstructs little else, and FVE says little about the other tokens.
 Shapes: B contexts, L = ctx_len tokens, N tokens, D = the activations' width.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -31,7 +30,8 @@ class PositionRule:
     - with `remove_bos`, the tokenizer's beginning-of-text token, wherever it stands. For GPT-NeoX and GPT-2 this
       is the end-of-text token too, which separates documents in packed text;
     - with `max_norm_multiple`, outliers: activations whose norm is over this multiple of the median
-      norm of CONTEXTS_PER_MEDIAN contexts.
+      norm of those that are read with them. These are CONTEXTS_PER_MEDIAN contexts; of files, in training, about 4,096
+      rows (`StoredRows`); where the language model's loss is measured, a batch of documents (`DocumentLosses`).
 
     Arguments:
         tokenizer: the tokenizer, or the settings of a cache, which have its bos_token_id. None: it isn't known.
@@ -83,7 +83,7 @@ class PositionRule:
         """The wanted positions without outliers, on the CPU. If the median is 0, there are no outliers.
 
         Arguments:
-            norms_BL: norms of the activations of CONTEXTS_PER_MEDIAN contexts, finite at the wanted positions.
+            norms_BL: norms of the activations that share one median, finite at the wanted positions.
             wanted_BL: what `by_token` returns, or a subset, on the CPU. The median is over these positions.
         """
         if self.max_norm_multiple is None:
@@ -95,10 +95,17 @@ class PositionRule:
         is_kept_N = (norms_N <= self.max_norm_multiple * median) | (median == 0)
         return wanted_BL.clone().masked_scatter_(wanted_BL, is_kept_N.cpu())
 
-    def by_norms(self, norms_of: Sequence[Tensor], wanted_BL: Tensor) -> Tensor:
-        """The positions that `by_norm` keeps by the norms of every side."""
-        kept = [self.by_norm(norms_BL, wanted_BL) for norms_BL in norms_of]
-        return torch.stack(kept).all(0)
+    def without_outliers(
+        self, x_BLD: Tensor, wanted_BL: Tensor, sides: int
+    ) -> tuple[Tensor, Tensor]:
+        """The positions that `by_norm` keeps on every side of activations that share one median norm.
+
+        Returns: the positions, (B, L), on the CPU, and how many of those that were wanted have an activation that is NaN or
+            infinite: a number on the activations' device. If there are any, they also spoil the median.
+        """
+        norms_of = [norms(side) for side in x_BLD.chunk(sides, -1)]
+        non_finite = torch.stack([~at(one, wanted_BL).isfinite() for one in norms_of]).sum()
+        return torch.stack([self.by_norm(one, wanted_BL) for one in norms_of]).all(0), non_finite
 
 
 def norms(x_BLD: Tensor) -> Tensor:

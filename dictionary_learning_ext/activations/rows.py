@@ -1,6 +1,6 @@
 """Reading activations at a hook point, and leaving out the tokens that a rule excludes.
 
-Training, evaluations and reports read by the same `ActivationReader`, so the same tokens are left out everywhere.
+Whatever is read from a language model or from files, the same `PositionRule` leaves tokens out.
 
 Shapes: B contexts, L = ctx_len tokens, N tokens, D = the width of an activation.
 """
@@ -15,7 +15,7 @@ from ..errors import NonFiniteError
 from .hook_points import AnyPlace, Change, hooked, input_device
 from .language_models import CausalLM
 from .passes import SharedPasses
-from .positions import PositionRule, at, norms
+from .positions import PositionRule
 
 
 def drawn_seed(*what: object) -> int:
@@ -74,22 +74,19 @@ class ActivationReader:
         return self.forward_passes.read(self.place, [(input_ids_BL, mask_BL)])[0]
 
     def without_outliers(self, x_BLD: Tensor, wanted_BL: Tensor) -> tuple[Tensor, Tensor]:
-        """The wanted tokens without outliers, of contexts that share one median norm. Of a pair, no side is an outlier.
+        """What the rule's `without_outliers` returns. Reading its number synchronises with the GPU.
 
         Arguments:
             wanted_BL: what `rule.by_token` returns, or a subset.
 
-        Returns: the tokens, (B, L), on the CPU, and how many of those that were wanted have an activation that is NaN or
-            infinite: a number on the model's device. Reading it synchronises with the GPU.
-
         Raises: NonFiniteError if the rule has a `max_norm_multiple`; otherwise the caller calls
             `require_finite`.
         """
-        norms_of = [norms(side) for side in x_BLD.chunk(len(self.place.sides), -1)]
-        non_finite = torch.stack([~at(one, wanted_BL).isfinite() for one in norms_of]).sum()
+        sides = len(self.place.sides)
+        kept_BL, non_finite = self.rule.without_outliers(x_BLD, wanted_BL, sides)
         if self.rule.max_norm_multiple is not None:
             self.require_finite(non_finite)  # a NaN median would leave out every token
-        return self.rule.by_norms(norms_of, wanted_BL), non_finite
+        return kept_BL, non_finite
 
     @torch.no_grad()
     def logits_with(self, input_ids_BL: Tensor, mask_BL: Tensor, change: Change) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..config.hooks import sides_of
 from ..errors import ConfigError, NonFiniteError, TextError
-from .positions import PositionRule, at, norms
+from .positions import PositionRule
 from .rows import ContextBatch, drawn_seed
 from .shuffled_rows import ShuffledRows
 from .stored import Part, StoredActivations, read_part
@@ -48,14 +48,13 @@ def read_contexts(piece: Part, hook: str, rule: PositionRule) -> ContextBatch:
     else:
         ids_BL = torch.from_numpy(ids_NL.astype(np.int64))
     wanted_BL = rule.by_token(ids_BL, ids_BL >= 0)
-    norms_of = [norms(side) for side in x_BLD.chunk(len(sides), -1)]
-    if number := sum(int((~at(one, wanted_BL).isfinite()).sum()) for one in norms_of):
+    kept_BL, non_finite = rule.without_outliers(x_BLD, wanted_BL, len(sides))
+    if number := int(non_finite):
         raise NonFiniteError(
             f"{piece.path}: {number} activations are NaN or infinite",
             expected="finite numbers",
             instead="remove their rows, or cache them again with lm_dtype='float32'",
         )
-    kept_BL = rule.by_norms(norms_of, wanted_BL)
     return ContextBatch(ids_BL, kept_BL, x_BLD, wanted_BL & ~kept_BL)
 
 
