@@ -162,6 +162,10 @@ class TrainingError(UserError):
     """One or more SAEs of a run failed. The others are trained, saved and evaluated."""
 
 
+class ReproducibilityError(UserError):
+    """These SAEs can't be compared."""
+
+
 class HubError(UserError):
     """The hub can't be reached, or refuses what is asked of it."""
 

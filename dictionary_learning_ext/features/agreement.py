@@ -43,9 +43,11 @@ from .matching import (
 AS_DIRECTION = "as a direction"
 IN_FUNCTION = "in what they do"
 """The two ways in which features come back, as tables name them."""
-RETURNING = (0.7, 0.9)
-"""The least absolute cosine with its match for a feature to come back as a direction. The first one decides; tables show
-both."""
+RETURNING = 0.7
+"""A feature comes back as a direction if its match has at least this absolute cosine, and in what it does if its activations
+have at least this correlation with its match's."""
+RETURNING_COSINES = (RETURNING, 0.9)
+"""The least cosines at which tables show how many come back as a direction."""
 NEAR_DEAD = 0.1
 """A feature selected in fewer than this times k/F of the tokens is near-dead."""
 NEAR_DEAD_KEY = f"near_dead_{NEAR_DEAD:g}"
@@ -71,25 +73,27 @@ DIRECTION_MEASURES = (
 """The measures of a pair's directions."""
 
 
+_FVE_OF_RETURNING = Number(
+    "in_function_fve",
+    "FVE of what comes back",
+    "FVE of the reconstruction by those features alone that come back in what they do, with the decoder and its bias as "
+    "trained; the mean over the two SAEs",
+    form=".3f",
+    better="higher",
+)
+_IN_FUNCTION = Number(
+    "in_function",
+    IN_FUNCTION,
+    "share of all features, near-dead ones included, whose activations have a match in another seed: features are "
+    "matched one to one by the correlation of their activations, and a pair counts from "
+    f"{RETURNING:g}; the number of pairs over the mean of the two sizes",
+    form=".1%",
+    better="higher",
+    title=f"Features that come back {IN_FUNCTION}",
+)
 CODE_MEASURES = (
-    Number(
-        "in_function_fve",
-        "FVE of what comes back",
-        "FVE of the reconstruction by those features alone that come back in what they do, with the decoder and its bias as "
-        "trained; the mean over the two SAEs",
-        form=".3f",
-        better="higher",
-    ),
-    Number(
-        "in_function",
-        IN_FUNCTION,
-        "share of all features, near-dead ones included, whose activations have a match in another seed: features are "
-        "matched one to one by the correlation of their activations, and a pair counts from "
-        f"{RETURNING[0]:g}; the number of pairs over the mean of the two sizes",
-        form=".1%",
-        better="higher",
-        title=f"Features that come back {IN_FUNCTION}",
-    ),
+    _FVE_OF_RETURNING,
+    _IN_FUNCTION,
     Number(
         "in_function_selections",
         f"selections of these ({IN_FUNCTION})",
@@ -106,7 +110,7 @@ CODE_MEASURES = (
         "in_function_one_token",
         "of these, of one token's kind",
         "of the features that come back in what they do, the share of one token's kind: their direction has a cosine of at "
-        f"least {RETURNING[0]:g} with the activation of one of the text's first {KIND_OF:,} tokens, less the mean",
+        f"least {RETURNING:g} with the activation of one of the text's first {KIND_OF:,} tokens, less the mean",
         form=".1%",
     ),
     Number(
@@ -136,7 +140,7 @@ CODE_MEASURES = (
             f"least {least:g})",
             form=".1%",
         )
-        for least in RETURNING
+        for least in RETURNING_COSINES
     ),
     Number(
         "direction_selections",
@@ -166,17 +170,17 @@ CODE_MEASURES = (
 )
 """The measures of a pair's codes."""
 COME_BACK = (
-    CODE_MEASURES[0],
+    _FVE_OF_RETURNING,
     Number(
         "as_direction",
         AS_DIRECTION,
         "share of features that come back in another seed as a direction: their match there has an absolute cosine of "
-        f"at least {RETURNING[0]:g}",
+        f"at least {RETURNING:g}",
         form=".1%",
         better="higher",
         title=f"Features that come back {AS_DIRECTION}",
     ),
-    CODE_MEASURES[1],
+    _IN_FUNCTION,
 )
 """How much comes back, as tables show it: the FVE of what comes back, and the two shares of features."""
 SHOWN = (*COME_BACK, METRICS[NEAR_DEAD_KEY], METRICS["fve"])
@@ -278,7 +282,7 @@ class PairOfSAEs:
         features. None without codes."""
         if self.correlations is None:
             return None
-        return float(np.mean(np.concatenate(self.correlations) >= RETURNING[0]))
+        return float(np.mean(np.concatenate(self.correlations) >= RETURNING))
 
     @cached_property
     def fve(self) -> tuple[float | None, ...]:
@@ -286,7 +290,7 @@ class PairOfSAEs:
         if self.correlations is None:
             return None, None
         return tuple(
-            None if sae.codes is None else fve_of(sae.codes, correlation >= RETURNING[0])
+            None if sae.codes is None else fve_of(sae.codes, correlation >= RETURNING)
             for sae, correlation in zip(self.saes, self.correlations, strict=True)
         )
 
@@ -304,7 +308,7 @@ class PairOfSAEs:
             "agreement": self.agreement,
             **{
                 f"direction_{least:g}": _mean_of_pairs(self.matched[0], self.cosines[0] >= least)
-                for least in RETURNING
+                for least in RETURNING_COSINES
             },
             **self._of_codes(),
         }
@@ -318,11 +322,13 @@ class PairOfSAEs:
         both = [sae.codes for sae in self.saes if sae.codes is not None]
         if (correlations := self.correlations) is None:
             return {}
-        in_function = [correlation >= RETURNING[0] for correlation in correlations]
-        as_direction = {least: [cosine >= least for cosine in self.cosines] for least in RETURNING}
+        in_function = [correlation >= RETURNING for correlation in correlations]
+        as_direction = {
+            least: [cosine >= least for cosine in self.cosines] for least in RETURNING_COSINES
+        }
         counts, energies = [one.count_F for one in both], [one.energy_F for one in both]
         used = [is_used(one) for one in both]
-        first = as_direction[RETURNING[0]]
+        first = as_direction[RETURNING]
         return {
             "in_function_fve": mean_or_none(self.fve),
             "in_function": self.in_function,
@@ -358,7 +364,7 @@ def mean_or_none(values: Sequence[float | None]) -> float | None:
 
 def of_one_token(codes: Codes) -> np.ndarray:
     """Which features are of one token's kind, (F,)."""
-    return codes.token_cosine_F >= RETURNING[0]
+    return codes.token_cosine_F >= RETURNING
 
 
 def same_in_another(a: Codes, b: Codes) -> tuple[np.ndarray, np.ndarray]:

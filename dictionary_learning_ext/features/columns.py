@@ -170,7 +170,7 @@ NUMBERS = (
         "token_cosine",
         "nearest token",
         "largest cosine of its decoder direction with a token's activation less the mean, of the text's first "
-        f"{KIND_OF:,}; from {RETURNING[0]:g} it is of one token's kind",
+        f"{KIND_OF:,}; from {RETURNING:g} it is of one token's kind",
         lambda sae: sae.codes.token_cosine_F,
         digits=3,
         show="cosine",

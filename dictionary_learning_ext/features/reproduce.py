@@ -16,7 +16,7 @@ import torch as t
 from ..codes.codes import Codes
 from ..config.checks import require
 from ..config.run import UNKNOWN, RunConfig
-from ..errors import UserError, as_flag
+from ..errors import ReproducibilityError, UserError, as_flag
 from ..evaluation.folders import SAE, OpenedFolders, named_or_given, open_folders
 from ..evaluation.tables import labels_of, metrics_as_now, titles
 from ..run_folder.comparing import grouped_by_setting
@@ -25,7 +25,7 @@ from ..run_folder.sae_folder import SEEDS, SAEFolder, find_saes
 from ..run_folder.weights import load_sae
 from .directions import decoder_directions
 from .random_tokens import random_tokens
-from .reproducibility import Numbers, Reproducibility, ReproducibilityError, reproducibility
+from .reproducibility import Numbers, Reproducibility, reproducibility
 
 logger = logging.getLogger(__name__)
 

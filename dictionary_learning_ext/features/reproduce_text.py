@@ -15,7 +15,7 @@ from .agreement import (
     DIRECTION_MEASURES,
     IN_FUNCTION,
     NEAR_DEAD_KEY,
-    RETURNING,
+    RETURNING_COSINES,
     SHOWN,
 )
 from .columns import FeaturesOfSAE, write_numbers
@@ -208,7 +208,9 @@ def _content_of(result: Reproducibility) -> dict[str, Any]:
             name: {
                 "fve": numbers["fve"],
                 "within": result.saes[name].within,
-                "as_direction": {least: result.as_direction(name, least) for least in RETURNING},
+                "as_direction": {
+                    least: result.as_direction(name, least) for least in RETURNING_COSINES
+                },
                 "in_function_fve": numbers["in_function_fve"],
                 "in_function": numbers["in_function"],
                 "near_dead": numbers[NEAR_DEAD_KEY],

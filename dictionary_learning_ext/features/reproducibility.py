@@ -17,10 +17,11 @@ import torch as t
 from sklearn.preprocessing import normalize
 
 from ..codes.codes import Codes
-from ..errors import UserError
+from ..errors import ReproducibilityError
 from .agreement import (
     NEAR_DEAD_KEY,
     RETURNING,
+    RETURNING_COSINES,
     ComparedSAE,
     PairOfSAEs,
     mean_or_none,
@@ -30,10 +31,6 @@ from .agreement import (
 
 Numbers = dict[str, float | None]
 """How much comes back, by the keys of `agreement.SHOWN`, and the L0."""
-
-
-class ReproducibilityError(UserError):
-    """These SAEs can't be compared."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +90,7 @@ class Reproducibility:
     @property
     def random_share(self) -> float:
         """The share of random directions with these covariances that come back as a direction, the mean over pairs."""
-        of_pairs = [pair.random_cosine_f >= RETURNING[0] for pair in self.pairs.values()]
+        of_pairs = [pair.random_cosine_f >= RETURNING for pair in self.pairs.values()]
         return float(np.mean([returns_f.mean() for returns_f in of_pairs]))
 
     def __repr__(self) -> str:
@@ -103,7 +100,7 @@ class Reproducibility:
             null = f"null {pair.null:.4f} ± {error:.4f}"
             lines.append(f"{a} and {b}: PW-MCC {pair.pw_mcc:.4f} ({null})")
         for name in self.names:
-            shares = [f"{self.as_direction(name, c):.1%} (cosine {c:g})" for c in RETURNING]
+            shares = [f"{self.as_direction(name, c):.1%} (cosine {c:g})" for c in RETURNING_COSINES]
             lines.append(f"{name}: {' and '.join(shares)} come back as a direction")
         return "\n".join(lines)
 
@@ -135,7 +132,7 @@ class Reproducibility:
             },
         }
 
-    def as_direction(self, name: str | None = None, least: float = RETURNING[0]) -> float:
+    def as_direction(self, name: str | None = None, least: float = RETURNING) -> float:
         """The share of an SAE's features that come back as a direction: with a match of at least this absolute cosine. In an
         SAE of twice the size of the others, at most half of them do."""
         return fmean(float(np.mean(self._cosine_SF(one) >= least)) for one in self._named(name))
@@ -154,7 +151,7 @@ class Reproducibility:
         if codes is None or correlation_SF is None:
             return None
         kind_F = of_one_token(codes)
-        return fmean(weight_share(each_F >= RETURNING[0], kind_F) for each_F in correlation_SF)
+        return fmean(weight_share(each_F >= RETURNING, kind_F) for each_F in correlation_SF)
 
     def scores(self, name: str) -> FeatureScores:
         """How well each feature of an SAE matches one of the others'."""
@@ -163,12 +160,12 @@ class Reproducibility:
         itself = {name: np.full(len(self.saes[name].unit_FD), -1)}
         return FeatureScores(
             cosine_SF.mean(axis=0),
-            (cosine_SF >= RETURNING[0]).sum(axis=0),
+            (cosine_SF >= RETURNING).sum(axis=0),
             len(cosine_SF),
             float(np.mean([pair.random_cosine_f.mean() for _, pair, _ in self._others(name)])),
             {one: (itself | matched)[one] for one in self.names},
             None if correlation_SF is None else correlation_SF.mean(axis=0),
-            None if correlation_SF is None else (correlation_SF >= RETURNING[0]).sum(axis=0),
+            None if correlation_SF is None else (correlation_SF >= RETURNING).sum(axis=0),
         )
 
     def _named(self, name: str | None) -> list[str]:

@@ -152,7 +152,7 @@ def cards(comparison: Comparison) -> list[tuple[str, list[dict[str, Any]]]]:
         correlation_F = analysis.scores.correlation_F
         assert correlation_F is not None, "a report knows the codes"
         lost = [feature for feature in ordered if correlation_F[feature] < _NOT_BACK]
-        back = [feature for feature in ordered if correlation_F[feature] >= RETURNING[0]]
+        back = [feature for feature in ordered if correlation_F[feature] >= RETURNING]
         pairs = _pairs_of_like_rate(lost, back, analysis.codes.count_F.tolist(), fires_on)
         groups = [
             ("These come back in what they do", [feature for _, feature in pairs]),

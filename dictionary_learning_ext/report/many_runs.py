@@ -9,7 +9,7 @@ from typing import Any
 
 from ..errors import ConfigError, UserError
 from ..evaluation.metrics import Metric, Number
-from ..features.random_tokens import Numbers
+from ..features.reproducibility import Numbers
 from ..features.seeds import compare_seeds
 from ..run_folder.files import FAILED, WEIGHTS
 from ..run_folder.identity import PLACE, differences, key_of

@@ -24,7 +24,7 @@ from dictionary_learning_ext.activations.stored import open_stored
 from dictionary_learning_ext.codes.codes import Codes, encode
 from dictionary_learning_ext.evaluation.folders import OpenedFolders, open_folders
 from dictionary_learning_ext.evaluation.metrics import fve_of
-from dictionary_learning_ext.features.agreement import RETURNING, is_used, of_one_token
+from dictionary_learning_ext.features.agreement import RETURNING_COSINES, is_used, of_one_token
 from dictionary_learning_ext.features.random_tokens import random_token_saes
 from dictionary_learning_ext.features.reproducibility import reproducibility
 from dictionary_learning_ext.run_folder.files import EVALUATION
@@ -268,7 +268,7 @@ def pairs_of(codes: Mapping[str, Codes], directions: Mapping[str, t.Tensor]) -> 
         assert pair.correlations is not None
         others = [~of_one_token(codes[name]) for name in (a, b)]
         row = {"seeds": [a, b]} | {name: pair.measures[name] for name in OF_CODES}
-        for least in RETURNING:
+        for least in RETURNING_COSINES:
             for kind, two in {"function": pair.correlations, "direction": pair.cosines}.items():
                 row[f"{kind}_{least:g}"] = shared(two, least)
                 row[f"others_{kind}_{least:g}"] = shared(two, least, others)

@@ -8,9 +8,10 @@ import torch as t
 from scipy.optimize import linear_sum_assignment
 from sklearn.preprocessing import normalize
 
+from dictionary_learning_ext.errors import ReproducibilityError
 from dictionary_learning_ext.features import matching as module
 from dictionary_learning_ext.features.matching import matching, within
-from dictionary_learning_ext.features.reproducibility import ReproducibilityError, reproducibility
+from dictionary_learning_ext.features.reproducibility import reproducibility
 
 D, F = 8, 6
 

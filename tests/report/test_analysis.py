@@ -11,9 +11,13 @@ import torch as t
 
 from dictionary_learning_ext.activations.inputs import Inputs
 from dictionary_learning_ext.config.run import ReportOptions
-from dictionary_learning_ext.errors import CheckpointError, ConfigError, LanguageModelError
+from dictionary_learning_ext.errors import (
+    CheckpointError,
+    ConfigError,
+    LanguageModelError,
+    ReproducibilityError,
+)
 from dictionary_learning_ext.evaluation.folders import open_folders
-from dictionary_learning_ext.features.reproducibility import ReproducibilityError
 from dictionary_learning_ext.report import analysis as module
 from dictionary_learning_ext.report.analysis import Analysis, analyse, headline
 from dictionary_learning_ext.run_folder.sae_folder import find_saes, read_metrics
