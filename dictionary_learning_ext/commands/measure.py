@@ -21,7 +21,7 @@ _LARGEST = 10
 
 @dataclass(frozen=True)
 class InputFlags:
-    """The activations to measure on: flags of every command that measures."""
+    """The activations to measure on: flags of every command that runs SAEs."""
 
     model: str | None = None
     """The language model. Default: as in the SAE's files. Required if they don't name one."""

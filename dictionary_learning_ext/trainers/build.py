@@ -44,9 +44,7 @@ def build_trainer(
     }
     if isinstance(sae, AuxKOptions):  # upstream's threshold starts past the end of a short run
         arguments["threshold_start_step"] = min(1000, run.steps // 2)
-        if (
-            row.function == "jump_relu"
-        ):  # a mean over 1,000 steps lags behind the weights of a short run: L0 is above k
+        if row.function == "jump_relu":  # over a batch: a mean over 1,000 steps lags in a short run
             arguments["threshold_beta"] = 1 - 1 / min(1000, max(1, run.steps // 100))
     if row.is_adapted:
         t.manual_seed(sae.seed)  # JumpReluTrainer does not seed itself
