@@ -37,7 +37,7 @@ from ..errors import (
 from ..evaluation.folders import OpenedFolders, evaluated
 from ..evaluation.measure import Sample
 from ..evaluation.symptoms import symptoms_of
-from ..progress import ProgressLines, progress
+from ..progress import progress
 from ..run_folder.files import EVALUATION, FAILED, OF, all_locked, write_json
 from ..run_folder.reading import steps_of
 from ..run_folder.sae_folder import find_sae
@@ -418,7 +418,7 @@ class Run:
         finally:
             bar.close()
 
-    def _take_steps(self, bar: tqdm | ProgressLines) -> None:
+    def _take_steps(self, bar: tqdm) -> None:
         """Take the steps that are left, and write checkpoints, logs and resume points when they are due."""
         settings, checkpoints = self.settings, self.settings.checkpoint_steps()
         batches: dict[str, t.Tensor] = {}
@@ -458,7 +458,7 @@ class Run:
                 side_BD.div_(factor)
         return batches
 
-    def _check_and_log(self, batches: Mapping[str, t.Tensor], bar: tqdm | ProgressLines) -> None:
+    def _check_and_log(self, batches: Mapping[str, t.Tensor], bar: tqdm) -> None:
         """Log the metrics of every SAE, and show those of the first few in the progress bar."""
         self.batches.require_finite()
         shown = []
