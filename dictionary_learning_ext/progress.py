@@ -18,7 +18,9 @@ def progress(
     options |= {"total": total, "unit": unit, "initial": initial, "desc": desc}
     if sys.stderr.isatty() or _is_notebook():
         return tqdm(mininterval=1, leave=leave, **options)
-    return _Lines(mininterval=60, delay=60, miniters=1, smoothing=0, ncols=0, leave=False, **options)
+    return _Lines(
+        mininterval=60, delay=60, miniters=1, smoothing=0, ncols=0, leave=False, **options
+    )
 
 
 def _is_notebook() -> bool:
