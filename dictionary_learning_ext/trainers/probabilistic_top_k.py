@@ -16,7 +16,7 @@ from .base import SamplingTopKTrainer
 from .kernels.select import top_k
 from .matmuls import product
 from .parts import WHOLE, Part, Selection
-from .step import MeanSelection, dead_features_loss, decode, largest
+from .step import MeanSelection, dead_features_loss, largest
 
 MAGNITUDE_WEIGHT = 1e-4
 """The logit's weight in a feature's score. It breaks ties between gates that are fully open."""
@@ -182,8 +182,7 @@ class ProbabilisticTopKTrainer(SamplingTopKTrainer):
         f_BF = product(x - ae.b_dec, ae.encoder.weight, x.dtype).add_(ae.encoder.bias).relu_()
         selection = largest(f_BF, self.k, "value", part)
         values_BK = selection.only(selection.of(f_BF))
-        decoded_BD = decode(selection, values_BK, ae.decoder.weight, x.dtype)
-        return self._metrics_of_code(x, decoded_BD, selection.indices, values_BK)
+        return self._metrics_of_code(x, selection, values_BK)
 
     def _logged(self, terms: GatedTerms, x: t.Tensor) -> dict[str, t.Tensor]:
         return super()._logged(terms, x) | {"mean_gate": terms.mean_gate}

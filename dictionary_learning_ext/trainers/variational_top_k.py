@@ -55,7 +55,6 @@ from .step import (
     StepObjective,
     Weights,
     code_by_mean,
-    decode,
     draw_code,
     ranking_key,
     schedules_at,
@@ -447,8 +446,7 @@ class VariationalTopKTrainer(SamplingTopKTrainer):
         """See `SamplingTrainer`. Uses the sparse code, and matmuls in float32 as the evaluation does."""
         objective = replace(self._objective(x, step, self.generator), matmul_dtype=x.dtype)
         code = code_by_mean(sides(self.ae, x)[0], self.ae.weights, objective)
-        x_hat_BD = decode(code.selection, code.values, self.ae.decoder.weight, x.dtype)
-        return self._metrics_of_code(x, x_hat_BD, code.selection.indices, code.values)
+        return self._metrics_of_code(x, code.selection, code.values)
 
     def _noise_to_signal(self, x: t.Tensor, log_var: t.Tensor) -> t.Tensor:
         _, y = sides(self.ae, x)
