@@ -22,7 +22,7 @@ from .passes import SharedPasses
 from .positions import CONTEXTS_PER_MEDIAN, PositionRule
 from .rows import ActivationReader
 from .shuffled_rows import ShuffledRows
-from .tokens import ContextStream, no_documents
+from .tokens import ContextStream
 
 if TYPE_CHECKING:
     from nnsight import LanguageModel
@@ -276,8 +276,6 @@ class ResidualBuffer(ShuffledRows, ActivationBuffer):
     def ended(self, found: int) -> TextError:
         """See `ShuffledRows`."""
         name = getattr(self.data, "name", type(self.data).__name__)
-        if not self.contexts.tokens_read:
-            return no_documents(name)
         return TextError(
             f"the text {name!r} ended after {self.tokens_seen} tokens: expected {self.out_batch_size} for the next batch,"
             f" found {found}",

@@ -87,9 +87,6 @@ class ContextStream:
             adds. It is cut to its first `ctx_len` tokens, or padded on the right, whatever the
             tokenizer's sides, as models with learned positions count from the left.
 
-    Attributes:
-        tokens_read: how many tokens were used, with end-of-text tokens and without padding.
-
     Raises: ConfigError if there is no such packing, or "pack" is given and the tokenizer has no end-of-text token.
     """
 
@@ -112,7 +109,6 @@ class ContextStream:
         self.tokenizer = tokenizer
         self.ctx_len = ctx_len
         self.packing: Packing = packing
-        self.tokens_read = 0
         self._text_state: Any = None  # the text's state before the documents in _pieces
         self._pieces: list[tuple[str, bool]] = []  # a piece, and whether it ends its document
         self._used = 0  # how many pieces were used
@@ -156,7 +152,6 @@ class ContextStream:
             "text": self.text.state_dict() if fresh else self._text_state,
             "pieces": 0 if fresh else self._used,
             "offset": self._offset,
-            "tokens_read": self.tokens_read,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -166,7 +161,6 @@ class ContextStream:
         if state["pieces"] or state["offset"]:
             self._read_pieces()
         self._used, self._offset = state["pieces"], state["offset"]
-        self.tokens_read = state["tokens_read"]
 
     def _pack(self, n: int) -> tuple[Tensor, Tensor]:
         tokens = torch.empty(n * self.ctx_len, dtype=torch.int64)
@@ -199,7 +193,6 @@ class ContextStream:
 
     def _use(self, n: int) -> None:
         """Mark the next n tokens of _tokens[0] as used."""
-        self.tokens_read += n
         self._offset += n
         if self._offset == len(self._tokens[0]):
             del self._tokens[0]
@@ -313,11 +306,6 @@ def no_context(settings: RunConfig, split: Split) -> TextError:
     )
 
 
-def no_documents(name: str) -> TextError:
-    """The error for a text without documents to train on."""
-    return TextError(f"the text {name!r} has no documents to train on", instead="use another text")
-
-
 def require_held_out(settings: RunConfig, tokenizer: Any) -> None:
     """Raise a TextError unless a run's held-out text fills one batch of an evaluation.
 
@@ -330,8 +318,6 @@ def require_held_out(settings: RunConfig, tokenizer: Any) -> None:
         there += int(rule.by_token(ids_BL, mask_BL).sum())
         if there >= need:
             return
-    if next(text_of(settings), None) is None:
-        raise no_documents(settings.data)
     which = f" (every {HELD_OUT_EVERY}th document)" if contexts.text.every_20th else ""
     raise TextError(
         f"the held-out part of {settings.data!r}{which} has {there:,} tokens",

@@ -119,7 +119,6 @@ def test_contexts_resume_at_every_place(tmp_path, tokenizer, packing, monkeypatc
         pieces.add(state["pieces"])
         other = make()
         other.load_state_dict(state)
-        assert other.tokens_read == stream.tokens_read
         assert rest(other) == whole[place:]
         if place < len(whole):
             stream.next_batch(4)

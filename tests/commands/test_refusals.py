@@ -61,7 +61,7 @@ REFUSED = {
     "train {small} --noise-to-signal 0.36 --sigma 0.5": "leave out sigma or noise_to_signal",
     "train {small} --save-dir {file}/run": "can't be written",
     "eval {run} --model embedded": "activation_dim=16, but blocks.1 … of embedded is 128 wide",
-    "train {small} --data {empty}": "{tmp}/empty.txt' has no documents to train on; use another text",
+    "train {small} --data {empty}": "{tmp}/empty.txt' (every 20th document) has 0 tokens; expected at least",
     "cache {tmp}/cache {read} --ctx-len=4096": "ctx_len=4096: expected at most 128",
     "sweep": "give one of: a sweep file, --results FOLDER",
     "sweep --results {tmp} --steps 9": "--steps: only works with a sweep file",
