@@ -104,9 +104,9 @@ class FeatureOfCodes:
 
     def contexts(self, n: int = 8) -> TopContexts | list[KeptContext]:
         """The n contexts in which it has its largest activations. Without a tokenizer, they have ids and no text."""
-        read = self.codes.reading, self.codes.by_feature
-        (rows_T,) = strongest_rows(*read, n, slice(self.number, self.number + 1))
-        kept = contexts_at(*read, self.number, rows_T[rows_T >= 0])
+        reading, by_feature = self.codes.reading, self.codes.by_feature
+        (rows_T,) = strongest_rows(reading, by_feature[:, [self.number]], n)
+        kept = contexts_at(reading, by_feature, self.number, rows_T[rows_T >= 0])
         if (tokenizer := self.codes.tokenizer) is None:
             return kept
         return TopContexts(

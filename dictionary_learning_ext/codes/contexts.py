@@ -130,22 +130,18 @@ def contexts_at(
     return found
 
 
-def strongest_rows(
-    reading: Reading, by_feature: csc_matrix, n: int, features: slice = slice(None)
-) -> np.ndarray:
+def strongest_rows(reading: Reading, by_feature: csc_matrix, n: int) -> np.ndarray:
     """The n tokens at which each feature has its largest activations, by magnitude: at most one per context.
 
     Of equal ones, the earliest token is taken.
 
     Returns: the tokens as rows of the codes, (F, n), the largest activation first; -1 where there are fewer.
     """
-    first, last, _ = features.indices(len(by_feature.indptr) - 1)
-    indptr = by_feature.indptr[first : last + 1]
-    part = slice(indptr[0], indptr[-1])
-    row_M, size_M = by_feature.indices[part], np.abs(by_feature.data[part])
-    feature_M = np.repeat(np.arange(last - first), np.diff(indptr))
+    n_features = len(by_feature.indptr) - 1
+    row_M, size_M = by_feature.indices, np.abs(by_feature.data)
+    feature_M = np.repeat(np.arange(n_features), np.diff(by_feature.indptr))
     if not len(row_M):
-        return np.full((last - first, n), -1)
+        return np.full((n_features, n), -1)
     context_M = reading.place_N[row_M] // reading.ids_CL.shape[1]
     is_new_M = (np.diff(feature_M, prepend=-1) != 0) | (np.diff(context_M, prepend=-1) != 0)
     starts_R = np.flatnonzero(is_new_M)
@@ -153,7 +149,7 @@ def strongest_rows(
     is_peak_M = size_M == np.repeat(size_R, np.diff(starts_R, append=len(row_M)))
     places_M = np.where(is_peak_M, np.arange(len(row_M)), len(row_M))
     peak_R = np.minimum.reduceat(places_M, starts_R)
-    return _smallest_keys(row_M[peak_R], -size_R, feature_M[starts_R], last - first, n)
+    return _smallest_keys(row_M[peak_R], -size_R, feature_M[starts_R], n_features, n)
 
 
 def drawn_rows(

@@ -61,7 +61,6 @@ class Column(Number):
     _: KW_ONLY
     files: tuple[File, ...] = FILES
     """Which files have it. A column of the report alone may use all of `FeaturesOfReport`."""
-    needs_codes: bool = True
     digits: int | None = 4
     """The significant digits in a report. None: all."""
     show: Show = "number"
@@ -112,7 +111,7 @@ NUMBERS = (
         "firing_rate",
         "selected",
         "share of tokens at which the feature is selected",
-        lambda sae: sae.codes.firing_rate_F,
+        lambda sae: sae.codes and sae.codes.firing_rate_F,
         files=("report", "one"),
         form=".5g",
         show="percent",
@@ -161,7 +160,7 @@ NUMBERS = (
         "error_share",
         "error share",
         "how much the summed squared error rises when the feature is dropped, as a share of that error",
-        lambda sae: sae.codes.error_share_F,
+        lambda sae: sae.codes and sae.codes.error_share_F,
         form=".5g",
         show="percent",
         fact="of the error is added when it is dropped",
@@ -171,7 +170,7 @@ NUMBERS = (
         "nearest token",
         "largest cosine of its decoder direction with a token's activation less the mean, of the text's first "
         f"{KIND_OF:,}; from {RETURNING:g} it is of one token's kind",
-        lambda sae: sae.codes.token_cosine_F,
+        lambda sae: sae.codes and sae.codes.token_cosine_F,
         digits=3,
         show="cosine",
         fact="largest cosine with a token's activation",
@@ -194,7 +193,6 @@ NUMBERS = (
         "in how many other SAEs it comes back as a direction",
         lambda sae: sae.scores and sae.scores.returns_F,
         files=_REPORT + _SEVERAL,
-        needs_codes=False,
         form="",
         digits=None,
         show="share of seeds",
@@ -206,7 +204,6 @@ NUMBERS = (
         "how many other SAEs there are",
         lambda sae: _repeated(sae, "of"),
         files=_SEVERAL,
-        needs_codes=False,
         form="",
     ),
     Column(
@@ -215,7 +212,6 @@ NUMBERS = (
         "absolute cosine of its decoder direction with its match's, the mean over the other SAEs",
         lambda sae: sae.scores and sae.scores.match_F,
         files=_REPORT + _SEVERAL,
-        needs_codes=False,
         show="cosine",
         fact="cosine with its match there",
         is_extra=True,
@@ -226,7 +222,6 @@ NUMBERS = (
         "the mean of that cosine for random directions",
         lambda sae: _repeated(sae, "random"),
         files=_SEVERAL,
-        needs_codes=False,
     ),
     Column(
         "correlation",
@@ -244,7 +239,6 @@ NUMBERS = (
         "the number of its match, by direction, in each other SAE (`match_in_NAME`)",
         _match_in,
         files=_SEVERAL,
-        needs_codes=False,
         form="",
     ),
 )
@@ -285,7 +279,7 @@ def _as_text(sae: FeaturesOfSAE, numbers: Sequence[Column]) -> dict[str, list[st
     """The numbers that an SAE has, by the heads of their columns."""
     texts = {}
     for column in numbers:
-        values = None if column.needs_codes and sae.codes is None else column.values(sae)
+        values = column.values(sae)
         for end, part in values.items() if isinstance(values, dict) else [("", values)]:
             if part is not None:
                 texts[f"{column.key}{end}"] = [column.text(value, "") for value in as_list(part)]

@@ -13,9 +13,9 @@ from dictionary_learning_ext.features.columns import Column, FeaturesOfSAE, writ
 
 def test_a_file_of_several_is_empty_where_an_sae_has_no_such_number(monkeypatch, tmp_path):
     numbers = (
-        Column("a", "", "", lambda one: one.scores, needs_codes=False, form=".1f"),
-        Column("b", "", "", lambda one: one.codes.count_F, form=""),
-        Column("c", "", "", lambda one: {"_x": [1.0, None]}, form=".0f", needs_codes=False),
+        Column("a", "", "", lambda one: one.scores, form=".1f"),
+        Column("b", "", "", lambda one: one.codes and one.codes.count_F, form=""),
+        Column("c", "", "", lambda one: {"_x": [1.0, None]}, form=".0f"),
         Column("d", "", "", lambda one: 1 / 0, files=("report",)),
     )
     monkeypatch.setattr(columns, "NUMBERS", numbers)
