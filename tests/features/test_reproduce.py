@@ -135,10 +135,14 @@ def test_without_tokens_no_language_model_is_needed(seeds, tmp_path, capsys):
     assert re.search(
         r"as a direction +in what they do +near-dead < 0\.1 +FVE\n-+\n.* - +- +0\.\d+$", out, re.M
     )
-    assert main(["reproduce", *gone, "--tokens", "0", "--json"]) == 0
+    path = tmp_path / "features.csv"
+    assert main(["reproduce", *gone, "--tokens", "0", "--json", "--csv", str(path)]) == 0
     found = of_one_setting(capsys.readouterr().out)
     assert found["tokens"] == 0
     assert "jaccard" not in found["mean"]
+    of_feature = next(csv.DictReader(path.open()))
+    assert "direction_match" in of_feature
+    assert not {"error_share", "function_in", "token_cosine"} & of_feature.keys()
     assert main(["reproduce", *gone, "--tokens", "-1"]) == 2
     assert "tokens=-1" in capsys.readouterr().err
     with pytest.raises(LanguageModelError, match="tokens=0"):
