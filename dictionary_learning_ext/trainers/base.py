@@ -102,22 +102,25 @@ class LossLog(NamedTuple):
     losses: dict[str, float]
 
 
-def batch_metrics(
-    x_BD: t.Tensor, x_hat_BD: t.Tensor, f_BF: t.Tensor, part: Part = WHOLE
-) -> dict[str, float]:
+def batch_metrics(x_BD: t.Tensor, x_hat_BD: t.Tensor, f_BF: t.Tensor) -> dict[str, float]:
     """`fve` (1 - residual / total variance), `l0` (mean number of nonzero features per row) and
     `alive_in_batch` (the share of features that are nonzero in some row).
-
-    Arguments:
-        f_BF: the features of this process's part.
     """
     dtype = t.promote_types(x_BD.dtype, t.float32)
-    x_BD, x_hat_BD, is_on_BF = x_BD.to(dtype), x_hat_BD.to(dtype), f_BF.ne(0)
+    is_on_BF = f_BF.ne(0)
+    alive = is_on_BF.any(0).float().mean()
+    return metrics_of_code(x_BD.to(dtype), x_hat_BD.to(dtype), is_on_BF.sum(-1), alive)
+
+
+def metrics_of_code(
+    x_BD: t.Tensor, x_hat_BD: t.Tensor, n_on_B: t.Tensor, share_alive: t.Tensor
+) -> dict[str, float]:
+    """`batch_metrics` from each row's number of nonzero features, and the share alive in the batch."""
     residual, total = (x_hat_BD - x_BD).square().sum(), (x_BD - x_BD.mean(0)).square().sum()
     return {
         "fve": float(1 - residual / total),
-        "l0": float(part.sum(is_on_BF.sum(-1)).float().mean()),
-        "alive_in_batch": float(part.mean(is_on_BF.any(0).float().mean())),
+        "l0": float(n_on_B.float().mean()),
+        "alive_in_batch": float(share_alive),
     }
 
 
@@ -560,11 +563,15 @@ class SamplingTopKTrainer(SamplingTrainer, TopKTrainer):
     def _metrics_of_code(
         self, x: t.Tensor, selection: Selection, values_BK: t.Tensor
     ) -> dict[str, float]:
-        """`batch_metrics` of a sparse code of this part's features."""
+        """`batch_metrics` of a sparse code of this part's features, without a dense one."""
         decoded_BD = decode(selection, values_BK, self.ae.decoder.weight, x.dtype)
         x_hat_BD = self.part.sum(decoded_BD) + self.ae.b_dec
-        f_BF = selection.spread(values_BK, self.ae.dict_size)
-        return batch_metrics(sides(self.ae, x)[1], x_hat_BD, f_BF, self.part)
+        is_on_BK = values_BK.ne(0)
+        n_on_F = x.new_zeros(self.ae.dict_size)
+        n_on_F.index_add_(0, selection.indices.flatten(), is_on_BK.flatten().to(x.dtype))
+        n_on_B, share_alive = self.part.sum(is_on_BK.sum(-1)), (n_on_F > 0).float().mean()
+        _, y = sides(self.ae, x)
+        return metrics_of_code(y, x_hat_BD, n_on_B, self.part.mean(share_alive))
 
     @t.no_grad()
     def _count(self, step: int, x: t.Tensor, terms: Any, is_finite: t.Tensor) -> None:
